@@ -1,0 +1,68 @@
+"""Canonical layer names, and selection by glob.
+
+A layer keeps its name whatever wraps the model: data parallelism, sharding, checkpointing and compilation put an attribute
+of their own into the path, and those segments are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+ROOT = "model"
+"""The name of the outermost module, which has no attribute name of its own."""
+
+WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Attributes that are wrappers wherever they stand."""
+
+MODULE_WRAPPERS = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
+"""Classes whose attribute ``module`` is the wrapped model; elsewhere ``module`` is an ordinary name."""
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module once, with its canonical name, parents first; the outermost is called ``"model"``."""
+    for path, module in _walk(model, (), set()):
+        yield ".".join(path) or ROOT, module
+
+
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter once, with its canonical full name; tied parameters under their first name."""
+    seen: set[int] = set()
+    for path, module in _walk(model, (), set()):
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield ".".join((*path, name)), parameter
+
+
+def _walk(module: nn.Module, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    if not _is_wrapper(module):
+        yield path, module
+    for name, child in module.named_children():
+        transparent = name in WRAPPER_SEGMENTS or (name == "module" and _is_wrapper(module))
+        yield from _walk(child, path if transparent else (*path, name), seen)
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    if type(module).__name__ in MODULE_WRAPPERS:
+        return True
+    return any(name in WRAPPER_SEGMENTS for name, _ in module.named_children())
+
+
+def owner(parameter: str) -> str:
+    """The layer that a parameter belongs to: ``"fc1.weight"`` → ``"fc1"``, ``"weight"`` → ``"model"``."""
+    return parameter.rpartition(".")[0] or ROOT
+
+
+def selects(name: str, include: Iterable[str], exclude: Iterable[str]) -> bool:
+    """Whether the globs select a layer or parameter name; a glob that selects a layer selects its parameters too."""
+    return _matches(name, include) and not _matches(name, exclude)
+
+
+def _matches(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) or fnmatchcase(owner(name), glob) for glob in globs)
