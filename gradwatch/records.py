@@ -1,0 +1,138 @@
+"""The nouns: Site, Record, Finding, Incident. All are frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from gradwatch.moments import CALLS, COUNT, Array
+
+TensorName = Literal["activation", "activation_grad", "input_grad", "parameter", "parameter_grad", "update"]
+TENSORS: tuple[TensorName, ...] = get_args(TensorName)
+
+Kind = Literal[
+    "vanishing_gradient",
+    "exploding_gradient",
+    "non_finite",
+    "dead_units",
+    "saturated",
+    "zero_gradient",
+    "stale_gradient",
+    "not_updated",
+    "bad_scale",
+    "update_ratio",
+    "loss_stagnant",
+    "loss_unstable",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Severity = Literal["warning", "critical"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor that is observed, step after step.
+
+    Attributes:
+        layer: The module's canonical name; for ``parameter``, ``parameter_grad`` and ``update`` the parameter's full name.
+        tensor: Which tensor of the layer.
+        type: The module's class name; for a parameter that of the module that owns it.
+        shape: A parameter's shape; empty for activations, whose shape may change from step to step.
+    """
+
+    layer: str
+    tensor: TensorName
+    type: str = ""
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What one optimizer step showed.
+
+    Attributes:
+        step: Optimizer steps, from 0.
+        sites: What could be observed, in forward order.
+        rows: (sites, moments.COLUMNS), float32; a site that was not seen in this step has count 0.
+        loss: Mean of the losses told for this step; None where none was.
+        skipped: The optimizer did not move the weights (an overflow under mixed precision).
+        backwards: Backward passes seen: micro-batches; 0 where activations were not sampled.
+        full: Activations, weights and updates were sampled; else parameter gradients only.
+        clip: What clipping left of the gradient's total norm, 1 where it left all; NaN where only one side was read.
+    """
+
+    step: int
+    sites: tuple[Site, ...]
+    rows: Array
+    loss: float | None = None
+    skipped: bool = False
+    backwards: int = 0
+    full: bool = True
+    clip: float = float("nan")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Record):
+            return NotImplemented
+        return (
+            (self.step, self.sites, self.skipped, self.backwards, self.full)
+            == (other.step, other.sites, other.skipped, other.backwards, other.full)
+            and (self.loss is None) == (other.loss is None)
+            and np.array_equal([self.loss or 0, self.clip], [other.loss or 0, other.clip], equal_nan=True)
+            and self.rows.shape == other.rows.shape
+            and np.array_equal(self.rows, other.rows, equal_nan=True)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # rows are an array
+
+    def __repr__(self) -> str:
+        seen = int((self.rows[:, COUNT] > 0).sum())
+        return f"Record(step={self.step}, {seen} of {len(self.sites)} sites seen, loss={self.loss})"
+
+    @property
+    def calls(self) -> int:
+        """Tensors that were merged into this record."""
+        return int(self.rows[:, CALLS].sum())
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, at one layer, over a stretch of steps.
+
+    Attributes:
+        kind: One of ``KINDS``.
+        layer: Canonical module or parameter name; ``"loss"`` for the loss itself.
+        first_step: The first step that showed it, in optimizer steps from 0.
+        last_step: The last step that showed it so far.
+        severity: ``"critical"`` ruins the run; ``"warning"`` deserves a look.
+        evidence: The numbers behind it, by name.
+        message: What was seen, as a sentence with numbers.
+        advice: What to try, as sentences.
+    """
+
+    kind: Kind
+    layer: str
+    first_step: int
+    last_step: int
+    severity: Severity
+    evidence: dict[str, float] = field(default_factory=dict)
+    message: str = ""
+    advice: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, for JSON."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Findings with one root.
+
+    Attributes:
+        cause: The finding that explains the others.
+        consequences: What follows from it, in order of ``first_step``.
+    """
+
+    cause: Finding
+    consequences: tuple[Finding, ...] = ()
