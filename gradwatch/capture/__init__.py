@@ -1,0 +1,1 @@
+"""Hooks in, hooks out: observation that leaves no trace on the model."""

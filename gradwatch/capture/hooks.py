@@ -1,0 +1,58 @@
+"""A hook that keeps nothing alive, follows nothing into copies, and lets no error out."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+
+class Owner(Protocol):
+    """Whoever observes: it hears of errors in its hooks, which must not reach the user's training."""
+
+    def fail(self, error: Exception) -> None:
+        """Takes an exception of gradwatch's own."""
+
+
+class Hook:
+    """Calls a function of its owner, as long as the owner lives.
+
+    Args:
+        owner: Held weakly.
+        call: Called as ``call(owner, *bound, *arguments of the hook)``.
+        bound: Arguments known beforehand.
+    """
+
+    __slots__ = ("bound", "call", "owner")
+
+    def __init__(self, owner: Owner, call: Callable[..., Any], *bound: Any) -> None:
+        self.owner = weakref.ref(owner)
+        self.call = call
+        self.bound = bound
+
+    def __call__(self, *args: Any) -> Any:
+        """Observes, and returns what the owner's function returns; None where there is nobody to observe for."""
+        if torch.compiler.is_compiling():  # a compiler that traces the model must not trace its observer
+            return None
+        owner = self.owner()
+        if owner is None:
+            return None
+        try:
+            return self.call(owner, *self.bound, *args)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must not reach the user's training
+            owner.fail(error)
+            return None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _inert
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+_inert = contextlib.nullcontext().__exit__
+"""Takes any arguments and returns None: what stands in place of a hook in a copy or a pickle of a watched model, which can
+therefore be loaded where gradwatch is not installed."""

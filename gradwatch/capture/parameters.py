@@ -1,0 +1,97 @@
+"""Gradients, weights and updates, read at the optimizer boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from gradwatch import moments
+from gradwatch.capture.transfer import Tape
+from gradwatch.records import Site
+
+
+class Parameters:
+    """Reads parameters onto a tape: gradients every step, weights and updates where the record is a full one.
+
+    Args:
+        named: Canonical full name → parameter (a leaf tensor).
+        types: The same names → class name of the module that owns it.
+        tape: Where measurements go.
+    """
+
+    def __init__(self, named: Mapping[str, Tensor], types: Mapping[str, str], tape: Tape) -> None:
+        self.named = dict(named)
+        self.tape = tape
+        self._sites = {
+            name: tuple(Site(name, tensor, types[name], tuple(p.shape)) for tensor in ("parameter", "parameter_grad", "update"))
+            for name, p in self.named.items()
+        }
+        self._before: dict[str, Tensor] = {}
+
+    def trainable(self, names: Iterable[str]) -> list[str]:
+        """Those of the names whose parameter asks for a gradient now."""
+        return [name for name in names if self.named[name].requires_grad]
+
+    def sites(self, names: Iterable[str], *, full: bool) -> list[Site]:
+        """The sites of a record about these parameters, in their order."""
+        return [site for name in names for site in (self._sites[name] if full else self._sites[name][1:2])]
+
+    def read_gradients(self, names: Iterable[str], *, full: bool) -> None:
+        """Measures ``.grad`` where there is one: all moments in a full record, else the norm, in one pass."""
+        grads = {name: grad for name in names if (grad := self.named[name].grad) is not None}
+        if full:
+            for name, grad in grads.items():
+                self.tape.add(self._sites[name][1], grad)
+        elif grads:
+            self._read_norms(grads)
+
+    def _read_norms(self, grads: dict[str, Tensor]) -> None:
+        plain = {name: grad for name, grad in grads.items() if grad.layout == torch.strided and not grad.is_complex()}
+        values = list(plain.values())
+        norms = dict(zip(plain, foreach_norm(values), strict=True)) if values else {}
+        low, high = moments.SAFE_NORM
+        for name, grad in grads.items():
+            # A value on a CPU can be read at no cost, so that what the fast pass rounded away is measured again.
+            unsafe = name not in norms or (moments.readable(grad) and not low < float(norms[name]) < high)
+            if unsafe:
+                norms.pop(name, None)
+                self.tape.add(self._sites[name][1], grad)
+        self.tape.add_norms([self._sites[name][1] for name in norms], [plain[name].numel() for name in norms], list(norms.values()))
+
+    def total_norm(self, names: Iterable[str]) -> Tensor | None:
+        """The Euclidean norm of all gradients together, shape (); None where there are none."""
+        grads = [grad for name in names if (grad := self.named[name].grad) is not None and grad.layout == torch.strided]
+        if not grads:
+            return None
+        norms = [norm.to(grads[0].device) for norm in foreach_norm(grads)]
+        total: Tensor = torch.linalg.vector_norm(torch.stack(norms).double())
+        return total
+
+    def remember(self, names: Iterable[str]) -> None:
+        """Keeps a copy of the weights, until ``read_updates`` compares them."""
+        for name in names:
+            self._before.setdefault(name, self.named[name].detach().clone())
+
+    def read_updates(self) -> None:
+        """Measures the remembered weights, which the step computed with, and how far they have moved since, and forgets them."""
+        for name, before in self._before.items():
+            weight, _, update = self._sites[name]
+            self.tape.add(weight, before)
+            self.tape.add(update, self.named[name].detach() - before)
+        self._before.clear()
+
+    def forget(self) -> None:
+        """Lets go of the copies."""
+        self._before.clear()
+
+
+def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
+    """The Euclidean norm of each tensor, reduced in float32 on a CPU and in float64 elsewhere.
+
+    On a CPU the caller reads the value and measures again what float32 cannot hold; elsewhere nobody may look.
+    """
+    readable = all(moments.readable(tensor) for tensor in tensors)
+    wide = torch.float64 if not readable or any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    return list(torch._foreach_norm([tensor.detach() for tensor in tensors], 2, wide))

@@ -1,0 +1,99 @@
+"""What a watch observes of a model: layers and parameters, by canonical name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import chain
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwatch import names
+from gradwatch.errors import NothingToWatch
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Layers and parameters to observe.
+
+    Attributes:
+        layers: Canonical name → module whose output is observed.
+        parameters: Canonical full name → leaf tensor.
+        types: The names of ``parameters`` → class name of the module that owns it.
+    """
+
+    layers: Mapping[str, nn.Module]
+    parameters: Mapping[str, Tensor]
+    types: Mapping[str, str]
+
+
+def select(model: nn.Module | Mapping[str, Tensor], include: Sequence[str], exclude: Sequence[str]) -> Selection:
+    """Picks the layers that do the computing, and the parameters, as far as the globs select them.
+
+    A layer is a module without children, one that owns parameters itself (``MultiheadAttention``), or one that is named without
+    wildcards.
+
+    Args:
+        model: A module, or name → leaf tensor.
+        include: Globs over layer and parameter names; each has to select something.
+        exclude: Globs that take away from it.
+
+    Raises:
+        NothingToWatch: There are no parameters, or a glob selects nothing.
+    """
+    if isinstance(model, Mapping):
+        layers: dict[str, nn.Module] = {}
+        parameters: dict[str, Tensor] = dict(model)
+        _require_leaves(parameters)
+    else:
+        modules = dict(names.named_modules(model))
+        layers = {name: module for name, module in modules.items() if _computes(module) or name in include}
+        parameters = dict(names.named_parameters(model))
+    if not parameters:
+        raise NothingToWatch(f"{_title(model)} has no parameters: nothing in it can learn, so there is nothing to watch")
+    for glob in chain(include, exclude):
+        if not any(names.selects(name, (glob,), ()) for name in chain(layers, parameters)):
+            close = get_close_matches(glob, [*layers, *parameters], n=3, cutoff=0.4)
+            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; layers: {', '.join(layers)}"
+            raise NothingToWatch(f"the glob {glob!r} matches no layer and no parameter of {_title(model)}{hint}")
+    layers = {name: module for name, module in layers.items() if names.selects(name, include, exclude)}
+    parameters = {name: tensor for name, tensor in parameters.items() if names.selects(name, include, exclude)}
+    if not layers and not parameters:
+        raise NothingToWatch(f"include={tuple(include)!r} and exclude={tuple(exclude)!r} leave nothing of {_title(model)} to watch")
+    owners = {} if isinstance(model, Mapping) else modules
+    types = {name: type(owners.get(names.owner(name))).__name__ if owners else "Tensor" for name in parameters}
+    return Selection(layers, parameters, types)
+
+
+def strangers(optimizers: Iterable[Optimizer], model: nn.Module | Mapping[str, Tensor]) -> list[str]:
+    """A sentence for each optimizer that holds none of the model's parameters, so that its steps move nothing of it."""
+    tensors = model.values() if isinstance(model, Mapping) else model.parameters()
+    known = {id(tensor) for tensor in tensors}
+    return [
+        f"{type(optimizer).__name__} holds none of the parameters of {_title(model)}, so that its steps do not train it: it was "
+        f"built from another model, or from a copy; build it from the parameters of the model that is watched"
+        for optimizer in optimizers
+        if known.isdisjoint(map(id, held(optimizer)))
+    ]
+
+
+def held(optimizer: Optimizer) -> list[Tensor]:
+    """The parameters that an optimizer moves."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _computes(module: nn.Module) -> bool:
+    return next(module.children(), None) is None or next(module.parameters(recurse=False), None) is not None
+
+
+def _require_leaves(parameters: Mapping[str, Tensor]) -> None:
+    for name, tensor in parameters.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_leaf:
+            what = "is computed from other tensors" if isinstance(tensor, Tensor) else f"is a {type(tensor).__name__}"
+            raise NothingToWatch(f"{name!r} {what}; a mapping holds leaf tensors, such as torch.randn(3, requires_grad=True)")
+
+
+def _title(model: nn.Module | Mapping[str, Tensor]) -> str:
+    return "the mapping" if isinstance(model, Mapping) else repr(type(model).__name__)

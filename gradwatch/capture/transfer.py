@@ -1,0 +1,131 @@
+"""Measurements of one record: kept where they were made, moved to the host once, read when they have arrived."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradwatch import moments
+from gradwatch.moments import Array, Pieces
+from gradwatch.records import Site
+
+MAX_ROWS = 100_000
+"""Measurements after which a record folds what it has: a loop that calls a watched model without ever stepping keeps 0-dimensional
+tensors alive otherwise, about 3 kB a measurement."""
+
+
+class Tape:
+    """Collects the measurements of the record in progress."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[torch.device, list[Pieces]] = defaultdict(list)
+        self._counts: dict[torch.device, list[int]] = defaultdict(list)
+        self._sites: dict[torch.device, list[Site]] = defaultdict(list)
+        self._norms: list[tuple[list[Site], list[int], Tensor]] = []
+        self._scalars: dict[str, list[Tensor]] = defaultdict(list)
+        self._folded: list[tuple[list[Site], Array]] = []
+        self.graph_tasks: set[int] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._pieces or self._norms or self._folded)
+
+    def add(self, site: Site, tensor: Tensor, *, zeros: bool = False) -> None:
+        """Measures a tensor for a site. Several tensors of a site are merged."""
+        count, pieces = moments.measure(tensor, zeros=zeros)
+        device = pieces[0].device
+        self._pieces[device].append(pieces)
+        self._counts[device].append(count)
+        self._sites[device].append(site)
+        if len(self._counts[device]) >= MAX_ROWS:
+            self._fold()
+
+    def add_norms(self, sites: list[Site], counts: list[int], norms: Sequence[Tensor]) -> None:
+        """Takes Euclidean norms that were measured elsewhere; nothing else is known about their tensors."""
+        if norms:
+            self._norms.append((sites, counts, torch.stack(list(norms))))
+
+    def add_scalar(self, name: str, value: Tensor) -> None:
+        """Takes a 0-dimensional tensor, such as a loss. Several values of a name are kept apart."""
+        self._scalars[name].append(value)
+
+    def drop_scalar(self, name: str) -> None:
+        """Forgets the values of a name."""
+        self._scalars.pop(name, None)
+
+    def _fold(self) -> None:
+        measured = Transfer(self)
+        self._folded.append(measured.rows())
+        for store in (self._pieces, self._counts, self._sites, self._norms):
+            store.clear()
+
+    def take(self) -> Transfer:
+        """Starts the move to the host and empties the tape."""
+        transfer = Transfer(self)
+        self.__init__()  # type: ignore[misc]  # an empty tape is a new tape
+        return transfer
+
+
+class Transfer:
+    """Measurements on their way to the host."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.backwards = len(tape.graph_tasks)
+        self._folded = list(tape._folded)
+        self._tables = [
+            (tape._sites[device], tape._counts[device], _to_host(moments.table(pieces))) for device, pieces in tape._pieces.items()
+        ]
+        self._norms = [(sites, counts, _to_host(norms)) for sites, counts, norms in tape._norms]
+        self._scalars = {
+            name: _to_host(torch.stack([value.double() for value in values])) for name, values in tape._scalars.items()
+        }
+        self._events = [_event(device) for device in self._cuda_devices(tape)]
+
+    @staticmethod
+    def _cuda_devices(tape: Tape) -> set[torch.device]:
+        tensors = [norms for *_, norms in tape._norms] + [value for values in tape._scalars.values() for value in values]
+        return {device for device in (*tape._pieces, *(tensor.device for tensor in tensors)) if device.type == "cuda"}
+
+    def rows(self) -> tuple[list[Site], Array]:
+        """Waits for the data where they are still on their way, and turns them into rows, one for each call of a site.
+
+        Returns:
+            The sites, and their rows of shape (sites, len(moments.COLUMNS)).
+        """
+        for event in self._events:
+            event.synchronize()
+        sites: list[Site] = []
+        parts: list[Array] = []
+        for folded_sites, folded in self._folded:
+            sites += folded_sites
+            parts.append(folded)
+        for table_sites, counts, table in self._tables:
+            sites += table_sites
+            parts.append(moments.rows(counts, table.numpy()))
+        for norm_sites, counts, norms in self._norms:
+            sites += norm_sites
+            parts.append(moments.norm_rows(counts, norms.numpy()))
+        return sites, np.concatenate(parts) if parts else np.empty((0, len(moments.COLUMNS)), np.float32)
+
+    def scalars(self, name: str) -> list[float]:
+        """The values that were added under a name, in order."""
+        return [float(value) for value in self._scalars[name]] if name in self._scalars else []
+
+
+def _to_host(values: Tensor) -> Tensor:
+    if values.device.type == "cpu":
+        return values
+    if values.device.type == "cuda":
+        target = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        return target.copy_(values, non_blocking=True)
+    return values.to("cpu")
+
+
+def _event(device: torch.device) -> torch.cuda.Event:
+    """An event that is over once every copy from the device has arrived."""
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
