@@ -1,0 +1,190 @@
+"""What a detector is, how its sightings become findings, and how it shows what it means.
+
+A detector looks at a history and says what it sees in the newest record: a sighting. One odd record is no alarm: the ``Ledger``
+raises a finding once a detector has seen the same thing in ``confirm`` records in a row, extends it while it lasts, closes it
+after ``release`` clean records, and is ready for it to come again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+
+from gradwatch import moments
+from gradwatch.history import History
+from gradwatch.records import Finding, Record, Site, TensorName
+
+Detector = Callable[[History], Iterator[Finding]]
+"""Yields what it sees in the newest record of a history, as findings of that one step; acts on nothing."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Settings that every detector of gradwatch has; a plain function is taken as a detector with these.
+
+    Attributes:
+        confirm: Records in a row that have to show it before it is said.
+        release: Records in a row that have to be clean of it before it is over.
+    """
+
+    confirm: int = 1
+    release: int = 10
+
+    per_layer: ClassVar[bool] = False
+    """Whether each layer has a fault of its own; else the run has one, at the layer that is named first."""
+    full_only: ClassVar[bool] = False
+    """Whether only full records show it, so that the others count neither for nor against it."""
+    reads_broken: ClassVar[bool] = False
+    """Whether it can judge a record that holds a NaN: a NaN makes a ReLU look dead and a gradient look huge."""
+
+    breaks: ClassVar[bool] = False
+    """Whether it foretells a NaN, so that one that follows a sighting confirms it."""
+
+    EXAMPLES: ClassVar[Mapping[str, Example]] = {}
+    """Synthetic runs that show what the detector means: ``"healthy…"`` stay silent, ``"sick…"`` are found."""
+
+
+@dataclass
+class Case:
+    """What the ledger knows of one suspicion: an open finding or one on its way."""
+
+    first_step: int
+    sighting: Finding
+    last_step: int = 0
+    streak: int = 0
+    clean: int = 0
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class News:
+    """What one record changed: findings raised by it, and findings that it showed to be over."""
+
+    raised: tuple[Finding, ...] = ()
+    over: tuple[Finding, ...] = ()
+
+
+class Ledger:
+    """Turns the sightings of detectors into findings.
+
+    Args:
+        detectors: Called in their order on every record that they can judge.
+        fail: Called with a detector and its exception; the detector is dropped.
+    """
+
+    def __init__(self, detectors: Sequence[Detector], fail: Callable[[Detector, Exception], None]) -> None:
+        self._detectors = list(detectors)
+        self._fail = fail
+        self._cases: dict[int, dict[str, Case]] = {id(detector): {} for detector in detectors}
+        self._findings: list[Finding] = []
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings so far, in order of ``first_step``."""
+        return sorted(self._findings, key=lambda finding: finding.first_step)
+
+    def update(self, history: History) -> News:
+        """Asks every detector about the newest record of a history."""
+        record = history[-1]
+        raised: list[Finding] = []
+        over: list[Finding] = []
+        for detector in list(self._detectors):
+            settings = detector if isinstance(detector, Judgement) else Judgement()
+            cases = self._cases[id(detector)]
+            if record.skipped:
+                continue
+            if history.trends.broken and not settings.reads_broken:
+                if settings.breaks:
+                    raised += [self._raise(case) for case in cases.values() if case.number is None]
+                continue
+            if settings.full_only and not record.full:
+                continue
+            try:
+                sightings = list(detector(history))
+            except Exception as error:  # noqa: BLE001  # a broken detector must not reach the user's training
+                self._detectors.remove(detector)
+                self._fail(detector, error)
+                continue
+            news = self._judge(settings, cases, sightings, record.step)
+            raised += news.raised
+            over += news.over
+        return News(tuple(raised), tuple(over))
+
+    def _judge(self, settings: Judgement, cases: dict[str, Case], sightings: list[Finding], step: int) -> News:
+        raised: list[Finding] = []
+        over: list[Finding] = []
+        seen: set[str] = set()
+        for sighting in sightings:
+            key = f"{sighting.kind} {sighting.layer}" if settings.per_layer else sighting.kind
+            if key in seen:
+                continue
+            seen.add(key)
+            case = cases.setdefault(key, Case(step, sighting))
+            case.streak, case.clean, case.sighting, case.last_step = case.streak + 1, 0, sighting, step
+            if case.number is not None:
+                self._findings[case.number] = replace(self._findings[case.number], last_step=step)
+            elif case.streak >= settings.confirm:
+                raised.append(self._raise(case))
+        for key in [key for key in cases if key not in seen]:
+            case = cases[key]
+            case.clean += 1
+            if case.number is None or case.clean >= settings.release:
+                del cases[key]
+                if case.number is not None:
+                    over.append(self._findings[case.number])
+        return News(tuple(raised), tuple(over))
+
+    def _raise(self, case: Case) -> Finding:
+        case.number = len(self._findings)
+        self._findings.append(replace(case.sighting, first_step=case.first_step, last_step=case.last_step))
+        return self._findings[-1]
+
+    def close(self) -> tuple[Finding, ...]:
+        """The findings that lasted to the end, in their final form."""
+        return tuple(
+            self._findings[case.number] for cases in self._cases.values() for case in cases.values() if case.number is not None
+        )
+
+
+@dataclass(frozen=True)
+class Example:
+    """A synthetic run: what the tensors of a few layers did, step by step.
+
+    Attributes:
+        rms: (layer, tensor) → rms per step; None: not seen in that step.
+        losses: Loss per step; empty: not told.
+        shapes: Layer → shape of the parameter; a matrix where it is not named.
+        types: Layer → type of the module; ``"Linear"`` where it is not named.
+    """
+
+    rms: Mapping[tuple[str, TensorName], Sequence[float | None]]
+    losses: Sequence[float] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
+
+    def records(self) -> Iterator[Record]:
+        """The run's records, one per step."""
+        sites = tuple(
+            Site(layer, tensor, self.types.get(layer, "Linear"), self.shapes.get(layer, (8, 8))) for layer, tensor in self.rms
+        )
+        for step, values in enumerate(zip(*self.rms.values(), strict=True)):
+            counts = [0 if value is None else 64 for value in values]
+            norms = np.array([np.nan if value is None else 8 * value for value in values], np.float64)
+            rows = moments.norm_rows(counts, norms)
+            yield Record(step, sites, rows, self.losses[step] if self.losses else None)
+
+    def history(self) -> Iterator[History]:
+        """The history after each step, as a detector sees it."""
+        history = History()
+        for record in self.records():
+            history.append(record)
+            yield history
+
+
+def geometric(start: float, factor: float, steps: int) -> list[float]:
+    """``steps`` values, each ``factor`` times its predecessor, from ``start`` on."""
+    return list(itertools.accumulate(range(steps - 1), lambda value, _: value * factor, initial=start))

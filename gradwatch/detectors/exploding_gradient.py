@@ -1,0 +1,137 @@
+"""The gradient grows without bound: over steps while the loss gets worse, or over depth within one backward pass.
+
+What it is mistaken for: the large first gradients of a net that then learns; a growing gradient while the loss falls (healthy
+runs grow four-thousandfold so); pre-norm transformers, whose early layers get several times the gradient of late ones; a sum
+instead of a mean over the batch (nothing absolute is compared).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gradwatch import names
+from gradwatch.detectors.base import Example, Judgement, geometric
+from gradwatch.history import History
+from gradwatch.records import Finding
+
+OVER_STEPS = (
+    "Lower the learning rate or warm it up, and clip the gradient's norm (torch.nn.utils.clip_grad_norm_; Pascanu et al. 2013). "
+    "Check for targets and inputs that are not normalised."
+)
+OVER_DEPTH = (
+    "Each layer multiplies the gradient by its weights: initialise them for the activation (He et al. 2015, Glorot & Bengio 2010), "
+    "recurrent ones orthogonally with gain 1 (Le et al. 2015), normalise between layers, and clip the gradient's norm."
+)
+
+
+@dataclass(frozen=True)
+class ExplodingGradient(Judgement):
+    """A gradient far above its own past while the loss is worse than at the start.
+
+    Attributes:
+        growth: A gradient's rms over its usual level, dimensionless. Sick runs reach 2e5 and more; healthy ones grow by up to 350
+            over a whole run, but not against the last 20 steps, and not while the loss is above its start.
+        worse: The present loss over the first: an explosion worth the name has undone the training.
+        blind: ``growth`` where no loss is known.
+        confirm: 2 records: growth is multiplicative, and waiting longer means finding NaN instead.
+    """
+
+    confirm: int = 2
+    growth: float = 100.0
+    worse: float = 2.0
+    blind: float = 1e4
+
+    breaks: ClassVar[bool] = True
+    EXAMPLES: ClassVar = {
+        "healthy: large at first": Example({("a.weight", "parameter_grad"): geometric(1e4, 0.7, 30)}, losses=geometric(9, 0.9, 30)),
+        "healthy: grows while the loss falls": Example(
+            {("a.weight", "parameter_grad"): geometric(1e-3, 1.6, 30)}, losses=geometric(9, 0.9, 30)
+        ),
+        "healthy: one odd batch": Example(
+            {("a.weight", "parameter_grad"): [1.0] * 15 + [500.0] + [1.0] * 15}, losses=[1.0] * 15 + [50.0] + [1.0] * 15
+        ),
+        "sick: the learning rate is too large": Example(
+            {("a.weight", "parameter_grad"): [1.0] * 10 + geometric(10.0, 10.0, 8)}, losses=[1.0] * 10 + geometric(4.0, 9.0, 8)
+        ),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields the layer with the largest growth, where the newest record shows one over the bound."""
+        record, trends = history[-1], history.trends
+        known = trends.learning is not None
+        if known and not trends.last_loss > self.worse * abs(trends.first_loss):
+            return
+        bound = self.growth if known else self.blind
+        gradients = [index for index, site in enumerate(record.sites) if site.tensor == "parameter_grad"]
+        where = trends.where(record.sites)[gradients]
+        with np.errstate(invalid="ignore"):  # a zero gradient has a level of -inf
+            growth = trends.level[where] - trends.usual[where]
+        if not (growth > np.log10(bound)).any():
+            return
+        worst = int(np.nanargmax(growth))
+        factor = float(10 ** growth[worst])
+        layer = names.owner(record.sites[gradients[worst]].layer)
+        loss = f"and the loss went from {trends.first_loss:.3g} to {trends.last_loss:.3g}" if known else "over several steps"
+        yield Finding(
+            "exploding_gradient",
+            layer,
+            record.step,
+            record.step,
+            "critical",
+            {"growth": factor, "gradient_rms": float(10 ** trends.level[where[worst]]), "loss": trends.last_loss},
+            f"the gradient of {layer} is {factor:.3g} times what it usually was, {loss}",
+            OVER_STEPS,
+        )
+
+
+@dataclass(frozen=True)
+class ExplodingOverDepth(Judgement):
+    """The gradient of a layer's output is orders above that of the last layer, in one backward pass of a net that does not learn.
+
+    Attributes:
+        factor: The largest rms of an output gradient over that of the last layer, dimensionless. In the labelled corpus healthy
+            nets reach 4 and exploding ones 1e4, from the first step on; the middle of the gap in log units is 200.
+        confirm: 2 full records.
+    """
+
+    confirm: int = 2
+    factor: float = 200.0
+
+    full_only: ClassVar[bool] = True
+    breaks: ClassVar[bool] = True
+    EXAMPLES: ClassVar = {
+        "healthy: a pre-norm transformer": Example(
+            {(f"{depth}", "activation_grad"): [value] * 4 for depth, value in enumerate([8.0, 4.0, 2.0, 1.0])}
+        ),
+        "sick: recurrent weights of gain 2": Example(
+            {(f"{depth}", "activation_grad"): [value] * 4 for depth, value in enumerate([*geometric(1e6, 0.1, 6), 1.0])}
+        ),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields the layer with the largest output gradient, where it is over the bound in the newest record."""
+        record, trends = history[-1], history.trends
+        outputs = [index for index, site in enumerate(record.sites) if site.tensor == "activation_grad"]
+        level = trends.level[trends.where(record.sites)[outputs]]
+        flowing = np.flatnonzero(np.isfinite(level))
+        if len(flowing) < 3 or trends.learning:  # growth over depth needs depth
+            return
+        top = flowing[int(np.argmax(level[flowing]))]
+        factor = float(10 ** (level[top] - level[flowing[-1]]))
+        if factor < self.factor:
+            return
+        first, last = record.sites[outputs[top]].layer, record.sites[outputs[flowing[-1]]].layer
+        yield Finding(
+            "exploding_gradient",
+            first,
+            record.step,
+            record.step,
+            "critical",
+            {"growth": factor, "gradient_rms": float(10 ** level[top])},
+            f"on its way back from {last} to {first} the gradient grows {factor:.3g} times",
+            OVER_DEPTH,
+        )

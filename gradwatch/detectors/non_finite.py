@@ -1,0 +1,111 @@
+"""A NaN or an infinity: where it came from.
+
+What it is mistaken for: an overflow under loss scaling, which the scaler answers by skipping the step. Such a record is marked
+``skipped`` and not judged. A NaN spreads: downstream through forward, upstream through backward, and one step later through every
+weight. The origin is therefore sought in the order in which a step computes: the first output in forward order; else the loss;
+else, among the gradients, the one nearest to the loss, since a gradient is computed from those after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gradwatch import moments, names
+from gradwatch.detectors.base import Example, Judgement
+from gradwatch.history import History
+from gradwatch.records import Finding, Record
+
+ADVICE = {
+    "activation": (
+        "Look at this layer's input and at the operation itself: a log, a division, a square root, an exp or a power outside its "
+        "domain; clamp its argument. In float16 a value above 65504 is infinite: use bfloat16, or keep this layer in float32. If "
+        "it is the first layer, check the batch for NaN (pandas and image decoders both write them)."
+    ),
+    "loss": (
+        "Every output is finite and the loss is not: look at the criterion. A log of 0, or BCELoss and NLLLoss fed with values "
+        "that are no probabilities: use BCEWithLogitsLoss or CrossEntropyLoss on logits, which are computed stably (PyTorch "
+        "documentation of BCEWithLogitsLoss). Check the targets for NaN."
+    ),
+    "gradient": (
+        "Forward is finite and backward is not: a derivative without a finite value, such as sqrt or a norm at 0, or 0/0 that "
+        "torch.where hides in forward but not in backward (pytorch/pytorch#68425). Add an epsilon inside the root, or make the "
+        "argument safe before the operation. torch.autograd.detect_anomaly names the line."
+    ),
+    "weight": "The update itself was not finite: look at the optimizer's epsilon and at the learning rate.",
+}
+
+
+@dataclass(frozen=True)
+class NonFinite(Judgement):
+    """NaN or Inf in an activation, the loss, a gradient or a weight; said at once.
+
+    There is no threshold: IEEE 754 defines what is finite. A count of one element is enough, since the next optimizer step
+    spreads it.
+    """
+
+    reads_broken: ClassVar[bool] = True
+    EXAMPLES: ClassVar = {
+        "healthy: huge but finite": Example({("fc", "activation"): [1e30] * 4, ("fc.weight", "parameter_grad"): [1e-30] * 4}),
+        "sick: the second layer's output": Example(
+            {
+                ("fc1", "activation"): [1.0, 1.0, 1.0],
+                ("fc2", "activation"): [1.0, 1.0, float("inf")],
+                ("fc3", "activation"): [1.0, 1.0, float("inf")],
+            }
+        ),
+        "sick: a gradient without a finite value": Example(
+            {
+                ("fc1.weight", "parameter_grad"): [1.0, float("inf")],
+                ("fc2.weight", "parameter_grad"): [1.0, float("inf")],
+                ("fc3.weight", "parameter_grad"): [1.0, 1.0],
+            }
+        ),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields the origin, where the newest record holds anything that is not finite."""
+        if not history.trends.broken:
+            return
+        record = history[-1]
+        layer, where, elements = _origin(record)
+        seen = f"{elements:.0f} elements of its" if np.isfinite(elements) else "its"
+        thing = {"activation": f"{seen} output", "loss": "the loss", "gradient": f"{seen} gradient", "weight": f"{seen} values"}
+        yield Finding(
+            "non_finite",
+            layer,
+            record.step,
+            record.step,
+            "critical",
+            {"elements": elements, "loss": float("nan") if record.loss is None else record.loss},
+            f"{thing[where]} became NaN or infinite at step {record.step}; everything computed before it in that step was finite",
+            ADVICE[where],
+        )
+
+
+def _origin(record: Record) -> tuple[str, str, float]:
+    """The layer where it began, what of it (a key of ``ADVICE``), and how many of its elements are not finite."""
+    counts = record.rows[:, moments.NONFINITE]
+    bad = (record.rows[:, moments.COUNT] > 0) & (~np.isfinite(record.rows[:, moments.RMS]) | (counts > 0))
+    at = {index: site.tensor for index, site in enumerate(record.sites) if bad[index]}
+
+    def first(*tensors: str, last: bool = False) -> int | None:
+        found = [index for index, tensor in at.items() if tensor in tensors]
+        return (found[-1] if last else found[0]) if found else None
+
+    index = first("activation")
+    if index is not None:
+        return record.sites[index].layer, "activation", float(counts[index])
+    if record.loss is not None and not np.isfinite(record.loss):
+        return "loss", "loss", 1.0
+    index = first("activation_grad", "input_grad", "parameter_grad", last=True)
+    if index is not None:
+        site = record.sites[index]
+        layer = names.owner(site.layer) if site.tensor == "parameter_grad" else site.layer
+        return layer, "gradient", float(counts[index])
+    index = first("parameter", "update")
+    assert index is not None, "a broken record has a bad site or a bad loss"
+    return names.owner(record.sites[index].layer), "weight", float(counts[index])

@@ -1,0 +1,121 @@
+"""The gradient dies on the way back: a layer gets a vanishing share of what the layers behind it get.
+
+What it is mistaken for: a converged run (every gradient shrinks, the profile over depth does not); biases before a normalisation
+(zero by construction: only matrices are compared); a zero-initialised residual branch (small, but waking up); embeddings (most
+rows rest); a small gradient under Adam, which divides it away, so that a layer that still moves is not starved; the other network
+of a GAN (each optimizer's step is a record of its own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gradwatch import names
+from gradwatch.detectors.base import Example, Judgement, geometric
+from gradwatch.history import History
+from gradwatch.records import Finding, Record
+
+ADVICE = (
+    "Every activation on the way multiplies the gradient by its derivative, for a sigmoid at most 1/4. Use an activation of the "
+    "ReLU family with He initialisation (He et al. 2015); for tanh and sigmoid Xavier initialisation (Glorot & Bengio 2010); "
+    "normalisation layers (Ioffe & Szegedy 2015) and residual connections (He et al. 2016) keep a way open past any depth."
+)
+
+
+@dataclass(frozen=True)
+class VanishingGradient(Judgement):
+    """The gradient rms of a weight matrix is a tiny share of the largest in its net, does not rise, and the net does not learn.
+
+    Attributes:
+        share: A matrix's gradient rms over the largest of the step, dimensionless. In the labelled corpus healthy nets stay above
+            1e-2 (56 runs) and vanishing ones lie at 5e-7 to 9e-6; the middle of the gap in log units is 3e-4.
+        rise: A gradient that grew to this many times its usual level is waking up.
+        confirm: 20 steps: the first steps of a net, until its last layer fits the mean, look alike in sick and healthy nets.
+    """
+
+    confirm: int = 20
+    share: float = 3e-4
+    rise: float = 2.0
+
+    EXAMPLES: ClassVar = {
+        "healthy: all gradients shrink together": Example(
+            {
+                ("a.weight", "parameter_grad"): geometric(1.0, 0.8, 60),
+                ("b.weight", "parameter_grad"): geometric(3.0, 0.8, 60),
+            },
+            losses=geometric(1.0, 0.8, 60),
+        ),
+        "healthy: a branch that wakes up": Example(
+            {("a.weight", "parameter_grad"): geometric(1e-9, 1.5, 60), ("b.weight", "parameter_grad"): [1.0] * 60},
+            losses=[1.0] * 60,
+        ),
+        "sick: a sigmoid stack": Example(
+            {
+                (f"{depth}.weight", "parameter_grad"): [value * (1 + 0.1 * (step % 3)) for step in range(60)]
+                for depth, value in enumerate(geometric(1e-7, 8.0, 8))
+            },
+            losses=[2.3] * 60,
+        ),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields the most starved layer, where the newest record shows one."""
+        record, trends = history[-1], history.trends
+        matrices = _matrices(record)
+        if len(matrices) < 2 or trends.learning:  # a share needs a matrix to be a share of
+            return
+        where = trends.where(record.sites)[matrices]
+        level, usual, recent = trends.level[where], trends.usual[where], trends.recent[where]
+        flowing = np.isfinite(level)
+        if not flowing.any():
+            return
+        top = float(np.max(level[flowing]))
+        starved = flowing & (level < top + np.log10(self.share)) & ~(recent > usual + np.log10(self.rise))
+        if trends.learning is None:
+            starved &= self._resting(history, matrices)
+        if not starved.any():
+            return
+        # The way back from the loss: the gradient dies where it first falls under the bound and stays there.
+        worst = int(np.argmin(np.where(starved, level, np.inf)))
+        dies = max(int(index) for index in np.flatnonzero(starved) if starved[worst : index + 1].all() or index == worst)
+        first, where_it_dies = (names.owner(record.sites[matrices[index]].layer) for index in (worst, dies))
+        share = float(10 ** (level[worst] - top))
+        yield Finding(
+            "vanishing_gradient",
+            first,
+            record.step,
+            record.step,
+            "critical",
+            {
+                "share": share,
+                "gradient_rms": float(10 ** level[worst]),
+                "largest_gradient_rms": float(10**top),
+                "starved_matrices": int(starved.sum()),
+            },
+            f"the gradient of {first} is {share:.1e} of the largest in the net; on the way back from the loss it dies at "
+            f"{where_it_dies}, and {int(starved.sum())} of {len(matrices)} weight matrices are starved",
+            ADVICE,
+        )
+
+    @staticmethod
+    def _resting(history: History, matrices: list[int]) -> np.ndarray:
+        """Matrices whose last known update is a tiny share of the largest: where no loss is known, the weights tell."""
+        record, trends = history[-1], history.trends
+        moves = {site.layer: trends.recent[index] for index, site in enumerate(trends.sites) if site.tensor == "update"}
+        moved = np.array([moves.get(record.sites[index].layer, np.nan) for index in matrices])
+        if np.isnan(moved).all():
+            return np.zeros(len(matrices), bool)
+        return np.asarray(moved < np.nanmax(moved) - 3)
+
+
+def _matrices(record: Record) -> list[int]:
+    """The record's gradients of weight matrices and convolutions, without embeddings, in forward order."""
+    return [
+        index
+        for index, site in enumerate(record.sites)
+        if site.tensor == "parameter_grad" and len(site.shape) > 1 and "Embedding" not in site.type
+    ]

@@ -1,0 +1,107 @@
+"""A trainable parameter that gets no gradient, or exactly zero, step after step: nothing upstream of the cut learns.
+
+What it is mistaken for: a frozen parameter (``requires_grad=False`` is a decision and is not judged); a bias before a
+normalisation or an attention key's bias (zero by construction, which is why vectors alone are no alarm); rarely used experts and
+embedding rows (a parameter that did get gradients has to stay silent for much longer than it ever did); a head trained in turns
+with others; a solved problem, whose hinge loss is exactly zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gradwatch import names
+from gradwatch.detectors.base import Example, Judgement, geometric
+from gradwatch.history import History
+from gradwatch.records import Finding
+from gradwatch.trends import Flags, Trends
+
+CUT = (
+    "No gradient reaches it: look for a module that forward never calls, .detach(), .data, .item(), torch.no_grad() or a "
+    "non-differentiable step (argmax, round, comparison) between it and the loss. If it is to rest, set requires_grad to False."
+)
+DEAD = (
+    "A gradient arrives and is exactly zero: look downstream for ReLUs whose inputs are all negative, weights that are all zero, "
+    "an activation saturated to rounding, or a loss that is constant. He initialisation with zero biases, or LeakyReLU, keeps "
+    "units alive (He et al. 2015; Lu et al. 2019, 'Dying ReLU and initialization')."
+)
+
+
+@dataclass(frozen=True)
+class ZeroGradient(Judgement):
+    """Gradient None or exactly 0 since the parameter became trainable, or for much longer than ever before.
+
+    Attributes:
+        confirm: 10 steps: in the labelled corpus every healthy parameter that is trained in turns with others got its first
+            gradient within 3.
+        patience: How many times its longest silence so far a parameter may stay silent before it counts as cut off; twice is
+            within the scatter of random use.
+        rest: Steps that a parameter which once got gradients may stay silent in any case: an epoch of rarely used experts.
+        solved: Share of the first loss under which a zero gradient means that nothing is left to learn.
+    """
+
+    confirm: int = 10
+    patience: float = 10.0
+    rest: int = 50
+    solved: float = 1e-3
+
+    per_layer: ClassVar[bool] = True
+    EXAMPLES: ClassVar = {
+        "healthy: trained in turns": Example(
+            {("a.weight", "parameter_grad"): [1.0, None] * 20, ("b.weight", "parameter_grad"): [None, 1.0] * 20}
+        ),
+        "healthy: a bias alone": Example({("a.weight", "parameter_grad"): [1.0] * 30, ("a.bias", "parameter_grad"): [0.0] * 30}),
+        "healthy: a solved problem": Example({("a.weight", "parameter_grad"): [0.0] * 30}, losses=geometric(1.0, 0.5, 30)),
+        "sick: behind a detached tensor": Example(
+            {("a.weight", "parameter_grad"): [None] * 30, ("b.weight", "parameter_grad"): [1.0] * 30}
+        ),
+        "sick: exactly zero": Example({("a.weight", "parameter_grad"): [0.0] * 30, ("b.weight", "parameter_grad"): [1.0] * 30}),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields each layer that is silent in the newest record, its first parameter standing for all."""
+        record, trends = history[-1], history.trends
+        where = trends.where(record.sites)
+        silent = trends.silent[where] > 0
+        once = ~np.isnan(trends.usual[where])
+        overdue = trends.silent[where] > np.maximum(self.rest, self.patience * trends.quiet[where])
+        cut = silent & (~once | overdue)
+        if not cut.any() or self._is_solved(trends):
+            return
+        named: set[str] = set()
+        for index in np.flatnonzero(cut & self._weighty(history, cut)):
+            site = record.sites[index]
+            layer = names.owner(site.layer)
+            if layer in named:
+                continue
+            named.add(layer)
+            missing = record.rows[index, 0] == 0
+            steps = int(trends.silent[where[index]])
+            yield Finding(
+                "zero_gradient",
+                layer,
+                record.step,
+                record.step,
+                "critical",
+                {"steps": steps, "gradient": float("nan") if missing else 0.0},
+                f"the gradient of {site.layer} {'is None' if missing else 'is exactly zero'}, step after step",
+                CUT if missing else DEAD,
+            )
+
+    def _is_solved(self, trends: Trends) -> bool:
+        return bool(abs(trends.loss) <= self.solved * abs(trends.first_loss))
+
+    @staticmethod
+    def _weighty(history: History, cut: Flags) -> Flags:
+        """Gradients of matrices, and of vectors whose layer has no matrix that still gets a gradient."""
+        sites = history[-1].sites
+        alive = {
+            names.owner(site.layer)
+            for site, is_cut in zip(sites, cut, strict=True)
+            if site.tensor == "parameter_grad" and len(site.shape) > 1 and not is_cut
+        }
+        return np.array([site.tensor == "parameter_grad" and names.owner(site.layer) not in alive for site in sites], bool)

@@ -1,0 +1,65 @@
+"""Findings → incidents: the first cause, and what merely follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradwatch.records import Finding, Incident, Kind
+
+FOLLOWS: dict[Kind, frozenset[Kind]] = {
+    "non_finite": frozenset({"exploding_gradient", "stale_gradient", "bad_scale", "update_ratio", "loss_unstable"}),
+    "exploding_gradient": frozenset({"bad_scale", "update_ratio", "stale_gradient"}),
+    "loss_unstable": frozenset({"exploding_gradient", "update_ratio", "bad_scale", "stale_gradient"}),
+    "dead_units": frozenset({"exploding_gradient", "update_ratio", "bad_scale"}),
+    "saturated": frozenset({"bad_scale", "exploding_gradient", "update_ratio"}),
+    "vanishing_gradient": frozenset({"saturated", "dead_units", "bad_scale"}),
+    "zero_gradient": frozenset({"dead_units", "saturated", "non_finite", "exploding_gradient"}),
+    "not_updated": frozenset({"zero_gradient", "dead_units"}),
+    "loss_stagnant": frozenset({"vanishing_gradient", "zero_gradient", "dead_units", "saturated", "not_updated", "bad_scale"}),
+}
+"""Kind → the kinds that bring it about. NaN comes from a blow-up, a blow-up from a step too large, a dead start from a bad scale;
+a gradient vanishes upstream of saturated or dead units; what gets no gradient is not updated; a net that cannot learn stalls."""
+
+
+def group(findings: Sequence[Finding]) -> list[Incident]:
+    """Folds findings under the one that explains them.
+
+    A finding follows from another one of a kind that brings it about and that began no later and was not over before; and, for
+    the same kind at another layer (a cut branch silences every layer behind it), from the first of that step.
+
+    Args:
+        findings: In order of ``first_step``.
+
+    Returns:
+        Incidents in order of their cause's ``first_step``; every finding is in exactly one.
+    """
+    causes: dict[int, int] = {}
+    for index in range(len(findings)):
+        cause = next((other for other in range(len(findings)) if _explains(findings, other, index)), None)
+        if cause is not None:
+            causes[index] = cause
+    folded: dict[int, list[Finding]] = {index: [] for index in range(len(findings)) if index not in causes}
+    for index, finding in enumerate(findings):
+        if index in causes:
+            folded[_root(causes, index)].append(finding)
+    return [Incident(findings[index], tuple(rest)) for index, rest in folded.items()]
+
+
+def _explains(findings: Sequence[Finding], other: int, index: int) -> bool:
+    cause, finding = findings[other], findings[index]
+    overlap = cause.first_step <= finding.first_step <= cause.last_step + 1
+    if other == index or not overlap:
+        return False
+    if cause.kind == finding.kind:
+        return other < index and cause.first_step == finding.first_step
+    # Of two kinds that can bring each other about, the one that came first did.
+    mutual = finding.kind in FOLLOWS.get(cause.kind, frozenset()) and finding.first_step == cause.first_step
+    return cause.kind in FOLLOWS.get(finding.kind, frozenset()) and not (mutual and other > index)
+
+
+def _root(causes: dict[int, int], index: int) -> int:
+    seen = {index}
+    while index in causes and causes[index] not in seen:
+        index = causes[index]
+        seen.add(index)
+    return index
