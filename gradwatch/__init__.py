@@ -1,0 +1,24 @@
+"""gradwatch watches how error flows backwards through a PyTorch network while it trains, and says which layer is sick and why."""
+
+from gradwatch import detectors, errors, writers
+from gradwatch.codec import load
+from gradwatch.history import History
+from gradwatch.records import KINDS, Finding, Incident, Record, Site
+from gradwatch.watch import Watch, watch
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KINDS",
+    "Finding",
+    "History",
+    "Incident",
+    "Record",
+    "Site",
+    "Watch",
+    "detectors",
+    "errors",
+    "load",
+    "watch",
+    "writers",
+]

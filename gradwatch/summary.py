@@ -1,0 +1,105 @@
+"""A run as a table for people: every layer with its newest figures and its status."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gradwatch import moments, names, statistics
+from gradwatch.history import History
+from gradwatch.records import Finding, Record
+
+COLUMNS = ("layer", "type", "activation rms", "dL/da rms", "dL/dW rms", "update ratio", "status")
+
+
+def table(history: History, findings: Sequence[Finding]) -> list[tuple[str, ...]]:
+    """One row for each layer, under ``COLUMNS``, in forward order; from the newest record that sampled activations."""
+    record = next((record for record in reversed(list(history)) if record.full), None)
+    if record is None:
+        return []
+    figures = _figures(record)
+    return [
+        (
+            printable(layer),
+            kind,
+            *(_number(figures.get((layer, column))) for column in COLUMNS[2:6]),
+            _status(layer, findings, history),
+        )
+        for layer, kind in _layers(record).items()
+    ]
+
+
+def render(history: History, findings: Sequence[Finding], unseen: Sequence[str] = ()) -> str:
+    """The table, what was found, and what could not be observed, as plain text."""
+    rows = table(history, findings)
+    if not rows:
+        return "nothing recorded yet: a record closes at each optimizer step, or at watch.step()"
+    widths = [max(len(row[column]) for row in [COLUMNS, *rows]) for column in range(len(COLUMNS))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if 2 <= column < 6 else cell.ljust(width)  # the columns of figures
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [COLUMNS, tuple("─" * width for width in widths), *rows]
+    ]
+    lines += ["", f"{history!r}"]
+    lines += [describe(finding) for finding in findings] or ["nothing found"]
+    if unseen:
+        lines.append(f"not observed (forward never called them): {', '.join(map(printable, unseen))}")
+    return "\n".join(lines)
+
+
+def describe(finding: Finding) -> str:
+    """A finding in two lines: what was seen, and what to try."""
+    steps = f"step {finding.first_step}" + (f"–{finding.last_step}" if finding.last_step > finding.first_step else "")
+    return (
+        f"{finding.severity}: {finding.kind} at {printable(finding.layer)}, {steps}: {printable(finding.message)}\n"
+        f"    try: {printable(finding.advice)}"
+    )
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped, so that a layer's name cannot move a terminal's cursor."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _layers(record: Record) -> dict[str, str]:
+    """Layer → type, in forward order; a parameter counts for the layer that owns it."""
+    layers: dict[str, str] = {}
+    for site in record.sites:
+        own = site.tensor in ("activation", "activation_grad", "input_grad")
+        layers.setdefault(site.layer if own else names.owner(site.layer), site.type)
+    return layers
+
+
+def _figures(record: Record) -> dict[tuple[str, str], float]:
+    """(layer, column) → figure; of several parameters the largest one stands for the layer."""
+    derived = statistics.derive(record.sites, record.rows)
+    figures: dict[tuple[str, str], float] = {}
+    size: dict[tuple[str, str], float] = {}
+    for index, site in enumerate(record.sites):
+        if record.rows[index, moments.COUNT] == 0:
+            continue
+        layer, column, value = site.layer, None, float(derived["rms"][index])
+        if site.tensor == "activation":
+            column = "activation rms"
+        elif site.tensor == "activation_grad":
+            column = "dL/da rms"
+        elif site.tensor in ("parameter_grad", "update"):
+            layer = names.owner(site.layer)
+            column = "dL/dW rms" if site.tensor == "parameter_grad" else "update ratio"
+            value = value if site.tensor == "parameter_grad" else float(derived["update_ratio"][index])
+        count = math.prod(site.shape)
+        if column is not None and count > size.get((layer, column), -1):
+            figures[layer, column], size[layer, column] = value, count
+    return figures
+
+
+def _status(layer: str, findings: Sequence[Finding], history: History) -> str:
+    last = history[-1].step if len(history) else 0
+    here = [finding for finding in findings if layer in (finding.layer, names.owner(finding.layer))]
+    return ", ".join(f"{finding.kind}{'' if finding.last_step >= last - 1 else ' (over)'}" for finding in here) or "ok"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2e}"

@@ -1,0 +1,504 @@
+"""The only wiring: capture → record → history → detectors → findings → writers."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwatch import moments
+from gradwatch.capture.activations import Activations
+from gradwatch.capture.hooks import Hook
+from gradwatch.capture.layout import Layout
+from gradwatch.capture.parameters import Parameters
+from gradwatch.capture.selection import Selection, held, select, strangers
+from gradwatch.capture.transfer import Tape, Transfer
+from gradwatch.detectors import DEFAULT, Detector, Ledger
+from gradwatch.errors import AlreadyWatched, GradWatchWarning, InvalidSetting, UnhealthyTraining, WatchClosed
+from gradwatch.history import History
+from gradwatch.incidents import group
+from gradwatch.records import Finding, Incident, Record
+from gradwatch.summary import render
+from gradwatch.writers import Writer
+
+log = logging.getLogger("gradwatch")
+
+OnFinding = Literal["log", "warn", "raise"] | Callable[[Finding], object]
+T = TypeVar("T", Tensor, float)
+
+_open_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+
+def watch(
+    model: nn.Module | Mapping[str, Tensor],
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    *,
+    logdir: str | Path | None = None,
+    every: int = 10,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    loss_fn: nn.Module | None = None,
+    scaler: Any = None,
+    detectors: Sequence[Detector] | None = None,
+    writers: Sequence[Writer] = (),
+    on_finding: OnFinding = "log",
+) -> Watch:
+    """Watches a model while it trains, without changing its training.
+
+    Args:
+        model: The network, or name → leaf tensor for code with no modules.
+        optimizer: One, or several: a record closes at each of their steps. None: call ``watch.step()`` after each update.
+        logdir: Where to write TensorBoard event files; None: nowhere.
+        every: Optimizer steps from one full record (activations, their gradients, weights, updates) to the next; the norms of
+            parameter gradients are recorded at every step. With several optimizers each gets its full record.
+        include: Globs over layer names; the parameters of a layer go with it.
+        exclude: Globs that take away from it.
+        loss_fn: The criterion, where it is a module: its output is recorded as the loss. Else tell ``watch.loss(value)``.
+        scaler: The ``torch.amp.GradScaler`` in use, so that the gradients of activations are recorded unscaled.
+        detectors: What to look for; None: ``gradwatch.detectors.DEFAULT``.
+        writers: More writers beside the event file.
+        on_finding: ``"log"`` (logger ``gradwatch``, level warning), ``"warn"`` (``GradWatchWarning``), ``"raise"``
+            (``UnhealthyTraining``, out of ``optimizer.step()``), or a function of the finding.
+
+    Returns:
+        The watch; close it, or use it in a ``with`` statement.
+
+    Raises:
+        InvalidSetting: An argument has no meaning.
+        NothingToWatch: The model has no parameters, or a glob selects nothing.
+        AlreadyWatched: Another open watch observes the model.
+        LogdirError: The log directory cannot be written.
+
+    Warns:
+        GradWatchWarning: An optimizer holds none of the model's parameters. Its steps are recorded all the same.
+    """
+    _check(every, loss_fn, on_finding)
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    for index, item in enumerate(optimizers):
+        if not isinstance(item, Optimizer):
+            raise InvalidSetting(f"optimizer {index} is a {type(item).__name__}; give torch.optim.Optimizer objects")
+    for sentence in strangers(optimizers, model):
+        warnings.warn(sentence, GradWatchWarning, stacklevel=2)
+    return Watch(
+        model,
+        optimizers,
+        logdir=logdir,
+        every=every,
+        include=(include,) if isinstance(include, str) else tuple(include),
+        exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
+        loss_fn=loss_fn,
+        scaler=scaler,
+        detectors=DEFAULT if detectors is None else tuple(detectors),
+        writers=writers,
+        on_finding=on_finding,
+    )
+
+
+@dataclass
+class _Sealed:
+    """A step that is over, while its measurements travel and its loss may still be told."""
+
+    step: int
+    trainable: list[str]
+    full: bool
+    skipped: bool
+    measured: Transfer
+    losses: list[Tensor] = field(default_factory=list)
+
+    def record(self, layout: Layout) -> Record:
+        """Waits for the measurements and makes the record."""
+        told = self.measured.scalars("told") + [float(loss) for loss in self.losses]
+        losses = told or self.measured.scalars("criterion")
+        clips = self.measured.scalars("clip")
+        sites, rows = self.measured.rows()
+        for scale in self.measured.scalars("scale"):
+            scaled = [site.tensor in ("activation_grad", "input_grad") for site in sites]
+            rows[scaled, moments.MEAN : moments.MAX + 1] /= scale
+        ordered, merged = layout.arrange(sites, rows, self.trainable, full=self.full)
+        return Record(
+            self.step,
+            ordered,
+            merged,
+            loss=sum(losses) / len(losses) if losses else None,
+            skipped=self.skipped,
+            backwards=self.measured.backwards,
+            full=self.full,
+            clip=clips[-1] if clips else float("nan"),
+        )
+
+
+class Watch:
+    """Records what flows through a model while it trains, and says what is wrong with it. Made by ``gradwatch.watch``.
+
+    Attributes:
+        history: The newest records, and what was found.
+        ids: ``id`` of every module and parameter that is observed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Mapping[str, Tensor],
+        optimizers: Sequence[Optimizer],
+        *,
+        logdir: str | Path | None,
+        every: int,
+        include: Sequence[str],
+        exclude: Sequence[str],
+        loss_fn: nn.Module | None,
+        scaler: Any,
+        detectors: Sequence[Detector],
+        writers: Sequence[Writer],
+        on_finding: OnFinding,
+        reads_gradients: bool = True,
+    ) -> None:
+        selection = select(model, include, exclude)
+        self.ids = {id(thing) for thing in (*selection.layers.values(), *selection.parameters.values())}
+        _refuse_watched(self.ids, selection)
+        self.history = History()
+        self._every, self._scaler, self._on_finding = every, scaler, on_finding
+        self._reads_gradients = reads_gradients
+        self._optimizers = list(optimizers)
+        self._writers = [*([_event_file(logdir)] if logdir is not None else []), *writers]
+        self._ledger = Ledger(detectors, self._drop_detector)
+        self._tape = Tape()
+        self._activations = Activations(selection.layers, self._tape, self.fail)
+        self._parameters = Parameters(selection.parameters, selection.types, self._tape)
+        self._layout = Layout(self._activations, self._parameters)
+        self._said: set[str] = set()
+        self._news: list[Finding] = []
+        self._step = 0
+        self._trainable: list[str] | None = None  # the parameters of the step in progress, once its gradients were read
+        self._unclipped: Tensor | None = None
+        self._pending: _Sealed | None = None
+        self._loss_follows: bool | None = None
+        self._closed = False
+        self._attached = contextlib.ExitStack()
+        self._attach(loss_fn)
+        self._prepare()
+        _open_watches.add(self)
+
+    def _attach(self, loss_fn: nn.Module | None) -> None:
+        if loss_fn is not None:
+            self._attached.callback(loss_fn.register_forward_hook(Hook(self, Watch._criterion)).remove)
+        for optimizer in self._optimizers:
+            # These hold the watch strongly: it lives as long as what it watches, also where nobody keeps it.
+            self._attached.callback(optimizer.register_step_pre_hook(self._before_step).remove)
+            self._attached.callback(optimizer.register_step_post_hook(self._after_step).remove)
+
+    # -------------------------------------------------------------- for users
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found, in order of ``first_step``."""
+        return self._ledger.findings
+
+    @property
+    def incidents(self) -> list[Incident]:
+        """The findings, grouped under their first cause."""
+        return group(self.findings)
+
+    def step(self) -> None:
+        """Closes a record by hand: after each update where no optimizer was given; with one, for a step that it did not take.
+
+        Raises:
+            WatchClosed: After ``close()``.
+        """
+        self._refuse_closed("step")
+        with self._guarded():
+            if self._trainable is None:
+                self._read(None)
+            self._seal(skipped=bool(self._optimizers))
+        self._announce()
+
+    def loss(self, value: T) -> T:
+        """Tells the loss, before or after ``optimizer.step()``: of the step in progress, or of the one just closed.
+
+        Which of the two a loop does is learnt from its first call: a loss that is told before any step has closed comes before
+        its step. Several losses of a step are averaged.
+
+        Args:
+            value: A scalar tensor, or a number.
+
+        Returns:
+            The value itself.
+
+        Raises:
+            WatchClosed: After ``close()``.
+        """
+        self._refuse_closed("loss")
+        with self._guarded():
+            loss = value.detach().mean().clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            if self._loss_follows is None:
+                self._loss_follows = self._pending is not None
+            if self._loss_follows and self._pending is not None:
+                self._pending.losses.append(loss)
+            else:
+                self._tape.add_scalar("told", loss)
+        return value
+
+    def tap(self, name: str, tensor: Tensor) -> Tensor:
+        """Observes any tensor of functional code, and its gradient.
+
+        Args:
+            name: The layer's name in records and findings.
+            tensor: Floating or complex, of any shape.
+
+        Returns:
+            The tensor itself.
+
+        Raises:
+            WatchClosed: After ``close()``.
+        """
+        self._refuse_closed("tap")
+        if not torch.compiler.is_compiling():
+            with self._guarded():
+                self._activations.tap(name, tensor)
+        return tensor
+
+    def before_clip(self) -> None:
+        """Reads the gradients before they are clipped; call it between ``backward()`` and the clipping.
+
+        The record's ``parameter_grad`` rows are then those before clipping, and ``Record.clip`` says what clipping left.
+
+        Raises:
+            WatchClosed: After ``close()``.
+        """
+        self._refuse_closed("before_clip")
+        with self._guarded():
+            self._read(None)
+            self._unclipped = self._parameters.total_norm(self._trainable or ())
+
+    def report(self) -> str:
+        """A table for people: every layer with its newest figures and its status, what was found, what was not observed."""
+        return render(self.history, self.findings, self._layout.unseen())
+
+    def close(self) -> None:
+        """Removes every hook, makes the last record final, and closes the writers. Closing twice does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        _open_watches.discard(self)
+        self._attached.close()
+        self._activations.close()
+        self._parameters.forget()
+        with self._guarded():
+            self._finish()
+            for finding in self._ledger.close():
+                self._write("report", finding)
+        self._write("close")
+        self._announce()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # -------------------------------------------------------------- for front ends
+
+    def begin(self, optimizer: Optimizer | None, step: int) -> None:
+        """Reads the gradients of a step that an optimizer is about to take, where a trainer says when.
+
+        Called again for the same step (a closure that is evaluated several times), it adds to the record; called for the next
+        step, it first records the one that never ended as skipped.
+
+        Args:
+            optimizer: The one that is going to step.
+            step: The trainer's own count of optimizer steps.
+        """
+        with self._guarded():
+            if self._trainable is not None and step != self._step:
+                self._seal(skipped=True)
+            if step != self._step:
+                self._step = step
+            self._read(optimizer)
+        self._announce()
+
+    def abandon(self) -> None:
+        """Records a step that has begun and was not taken as skipped."""
+        with self._guarded():
+            if self._trainable is not None:
+                self._seal(skipped=True)
+        self._announce()
+
+    def fail(self, error: Exception) -> None:
+        """Reports an error of gradwatch's own, once; the training goes on."""
+        self._say(
+            f"{type(error).__name__}: {error}", error, "gradwatch failed inside, and training goes on without this observation"
+        )
+
+    # -------------------------------------------------------------- one step
+
+    @property
+    def _full(self) -> bool:
+        # Optimizers that step in turn each get their full record.
+        return self._step % self._every < max(1, len(self._optimizers))
+
+    def _prepare(self) -> None:
+        """Gets ready for the step to come."""
+        if not self._full:
+            self._activations.close()
+            return
+        self._activations.open()
+        if not self._optimizers:  # nobody says when an update begins, so the weights are remembered from here on
+            self._parameters.remember(self._parameters.named)
+
+    def _read(self, optimizer: Optimizer | None) -> None:
+        """Reads gradients, possibly several times a step, and in a full record the weights before the update."""
+        self._trainable = self._parameters.trainable(self._concerned(optimizer))
+        if self._unclipped is None:
+            self._parameters.read_gradients(self._trainable, full=self._full)
+        elif (total := self._parameters.total_norm(self._trainable)) is not None:
+            self._tape.add_scalar("clip", (total / self._unclipped).nan_to_num(nan=1.0))
+        if self._full and optimizer is not None:
+            self._parameters.remember(self._trainable)
+
+    def _concerned(self, optimizer: Optimizer | None) -> list[str]:
+        """The parameters that a step of the optimizer is about: its own, and those that none holds."""
+        named = self._parameters.named
+        others = [other for other in self._optimizers if other is not optimizer]
+        if optimizer is None or not others:
+            return list(named)
+        foreign = {id(tensor) for other in others for tensor in held(other)} - set(map(id, held(optimizer)))
+        return [name for name, tensor in named.items() if id(tensor) not in foreign]
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._reads_gradients:
+            return None
+        positional = len(args) > 1
+        closure = args[1] if positional else kwargs.get("closure")
+        if closure is None:
+            with self._guarded():
+                self._read(optimizer)
+            return None
+
+        def observed() -> Any:
+            loss = closure()
+            with self._guarded():
+                self._read(optimizer)
+            return loss
+
+        return ((args[0], observed, *args[2:]), kwargs) if positional else (args, {**kwargs, "closure": observed})
+
+    def _after_step(self, *_: Any) -> None:
+        with self._guarded():
+            if self._trainable is not None:
+                self._seal(skipped=False)
+        self._announce()
+
+    def _criterion(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:  # else it is a validation loss
+            self._tape.add_scalar("criterion", output.detach().mean())
+
+    def _seal(self, *, skipped: bool) -> None:
+        """Ends the step in progress: the record before becomes final, and this one's measurements start to travel."""
+        self._finish()
+        self._parameters.read_updates()
+        scale = getattr(self._scaler, "_scale", None)  # get_scale() would wait for the device
+        if scale is not None and self._scaler.is_enabled():
+            self._tape.add_scalar("scale", scale.detach().reshape(()))
+        self._activations.release()
+        self._pending = _Sealed(self._step, self._trainable or [], self._full, skipped, self._tape.take())
+        self._step += 1
+        self._trainable, self._unclipped = None, None
+        self._prepare()
+
+    def _finish(self) -> None:
+        """Makes the sealed record final, judges it, and hands it to the writers."""
+        sealed, self._pending = self._pending, None
+        if sealed is None:
+            return
+        record = sealed.record(self._layout)
+        self.history.append(record)
+        news = self._ledger.update(self.history)
+        self.history.findings = self.findings
+        for finding in (*news.raised, *news.over):
+            self._write("report", finding)
+        self._write("write", record)
+        self._news += news.raised
+
+    def _announce(self) -> None:
+        """Acts on new findings as the user asked; what this raises is meant to reach the training."""
+        news, self._news = self._news, []
+        for finding in news:
+            text = f"step {finding.first_step}: {finding.kind} at {finding.layer!r}: {finding.message}"
+            if callable(self._on_finding):
+                self._on_finding(finding)
+            elif self._on_finding == "log":
+                log.warning("%s", text)
+            elif self._on_finding == "warn":
+                warnings.warn(text, GradWatchWarning, stacklevel=2)
+            else:
+                raise UnhealthyTraining(finding)
+
+    # -------------------------------------------------------------- errors
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must not reach the user's training
+            self.fail(error)
+
+    def _write(self, verb: str, *args: Record | Finding) -> None:
+        for writer in list(self._writers):
+            try:
+                getattr(writer, verb)(*args)
+            except Exception as error:  # noqa: BLE001  # a full disk must not end the training
+                self._writers.remove(writer)
+                self._say(type(writer).__name__, error, f"the writer {type(writer).__name__} failed and is not used any more")
+
+    def _drop_detector(self, detector: Detector, error: Exception) -> None:
+        name = getattr(detector, "__name__", type(detector).__name__)
+        self._say(name, error, f"the detector {name} failed and is not used any more")
+
+    def _say(self, what: str, error: Exception, text: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            log.error("%s: %s: %s", text, type(error).__name__, error, exc_info=error)
+
+    def _refuse_closed(self, method: str) -> None:
+        if self._closed:
+            raise WatchClosed(f"watch.{method}() after watch.close(): make a new watch with gradwatch.watch(...)")
+
+
+def _check(every: int, loss_fn: object, on_finding: object) -> None:
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise InvalidSetting(f"every={every!r} is no cadence; give the optimizer steps between full records, at least 1")
+    if loss_fn is not None and not isinstance(loss_fn, nn.Module):
+        raise InvalidSetting(
+            f"loss_fn is a {type(loss_fn).__name__}, whose output cannot be observed; give an nn.Module, or tell watch.loss(value)"
+        )
+    if not callable(on_finding) and on_finding not in ("log", "warn", "raise"):
+        raise InvalidSetting(f"on_finding={on_finding!r}; give 'log', 'warn', 'raise' or a function of the finding")
+
+
+def _refuse_watched(ids: set[int], selection: Selection) -> None:
+    for other in _open_watches:
+        if not other.ids.isdisjoint(ids):
+            things = {**selection.parameters, **selection.layers}
+            name = next(name for name, thing in things.items() if id(thing) in other.ids)
+            raise AlreadyWatched(f"{name!r} is already watched; close that watch first")
+
+
+def _event_file(logdir: str | Path) -> Writer:
+    from gradwatch.writers.tensorboard import EventFileWriter
+
+    return EventFileWriter(logdir)
+
+
+@atexit.register
+def _close_all() -> None:
+    for item in list(_open_watches):
+        item.close()

@@ -1,0 +1,24 @@
+"""Where records and findings go: a writer is one file with three verbs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gradwatch.records import Finding, Record
+
+
+class Writer(Protocol):
+    """Receives every record once, when it is final, and every finding twice: when it is raised and when it is over.
+
+    An exception that a writer raises is reported once, the writer is dropped, and the training goes on.
+    """
+
+    def write(self, record: Record) -> None:
+        """Takes a record, after all earlier ones."""
+
+    def report(self, finding: Finding) -> None:
+        """Takes a finding, before the record that confirmed it; later in its final form, with the same ``kind``, ``layer``
+        and ``first_step`` and its true ``last_step``."""
+
+    def close(self) -> None:
+        """Lets go of every file; nothing comes afterwards."""
