@@ -1,6 +1,6 @@
 """One tensor → one row of mergeable moments; merge two rows.
 
-A row is what is kept of a tensor: eight float32 numbers, whatever its size. Rows of micro-batches, repeated calls and ranks
+A row is what is kept of a tensor: a dozen float32 numbers, whatever its size. Rows of micro-batches, repeated calls and ranks
 merge into the row of the concatenated tensor. The mean and the rms are stored instead of the sum and the sum of squares that
 they come from: they merge as well (weighted by the counts) and stay inside float32 where the sums would leave it.
 
@@ -10,6 +10,7 @@ Measuring never asks a device for a value: ``measure`` returns 0-dimensional ten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,11 +20,15 @@ from torch import Tensor
 
 Array = npt.NDArray[np.float32]
 
-COLUMNS = ("count", "calls", "mean", "rms", "min", "max", "zeros", "nonfinite")
+COLUMNS = ("count", "calls", "mean", "rms", "min", "max", "zeros", "nonfinite", "closed", "dead", "alike", "stale")
 """The columns of a row. ``count``: elements (a complex number counts as two); ``calls``: tensors merged into the row;
-``zeros``: elements that are exactly 0; ``nonfinite``: elements that are NaN or infinite. NaN: not measured."""
+``zeros``: elements that are exactly 0; ``nonfinite``: elements that are NaN or infinite. The last four are shares from 0 to 1,
+measured where they make sense: ``closed``: elements of an activation whose local derivative is next to nothing; ``dead``: units
+that have been silent for several full records; ``alike``: rows of a matrix that equal another one; ``stale``: what was left in
+``.grad`` from the step before, over what was there at the step. NaN: not measured."""
 
-COUNT, CALLS, MEAN, RMS, MIN, MAX, ZEROS, NONFINITE = range(len(COLUMNS))
+COUNT, CALLS, MEAN, RMS, MIN, MAX, ZEROS, NONFINITE, CLOSED, DEAD, ALIKE, STALE = range(len(COLUMNS))
+SHARES = slice(CLOSED, STALE + 1)
 
 SAFE_NORM = (1e-15, 1e15)
 """A float32 norm inside this band was neither rounded to zero nor overflowed while its elements were squared: float32 ends at
@@ -76,6 +81,7 @@ def _stored(tensor: Tensor) -> tuple[Tensor, int]:
     if tensor.layout == torch.jagged:
         return _real(tensor.values()), 0
     values = (tensor.coalesce() if tensor.layout == torch.sparse_coo else tensor).values()
+    values = values.detach()  # a complex view of a compressed tensor cannot be viewed as real
     return _real(values), (tensor.numel() - values.numel()) * (2 if tensor.is_complex() else 1)
 
 
@@ -90,9 +96,7 @@ def _plain(x: Tensor, zeros: bool) -> Pieces:
     low, high = torch.aminmax(x)
     nonfinite = _constant(x, 0.0)
     if not (SAFE_NORM[0] < norm.item() < SAFE_NORM[1]):
-        nonfinite = _count_nonfinite(x)
-        if not float(nonfinite):
-            total, norm = x.sum(dtype=torch.float64), _scaled_norm(x, low, high)
+        nonfinite, total, norm = _count_nonfinite(x), x.sum(dtype=torch.float64), _scaled_norm(x, low, high)
     return total, norm, low, high, _count_zeros(x) if zeros else _constant(x, float("nan")), nonfinite
 
 
@@ -107,7 +111,7 @@ def _without_reading(x: Tensor, zeros: bool) -> Pieces:
 def _scaled_norm(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The Euclidean norm with the largest magnitude divided out first, as in LAPACK's ``dnrm2``, so that no square overflows."""
     scale = torch.maximum(low.abs(), high.abs()).double()
-    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
+    safe = torch.where((scale > 0) & (scale < math.inf), scale, torch.ones_like(scale))
     scaled: Tensor = torch.linalg.vector_norm(x.double() / safe)
     return scaled * safe
 
@@ -158,7 +162,8 @@ def rows(counts: Sequence[int], joined: npt.NDArray[np.float64]) -> Array:
     total, norm, low, high, zeros, nonfinite = joined.astype(np.float64).T
     with np.errstate(all="ignore"):
         mean, rms = total / count, norm / np.sqrt(count)
-    wide = np.stack([count, np.ones_like(count), mean, rms, low, high, zeros, nonfinite], axis=1)
+    wide = np.full((len(count), len(COLUMNS)), np.nan)
+    wide[:, : NONFINITE + 1] = np.stack([count, np.ones_like(count), mean, rms, low, high, zeros, nonfinite], axis=1)
     wide[count == 0] = EMPTY
     return _narrow(wide)
 
@@ -175,7 +180,7 @@ def norm_rows(counts: Sequence[int], norms: npt.NDArray[np.float64]) -> Array:
     return _narrow(wide)
 
 
-EMPTY = np.array([0, 0, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan], np.float32)
+EMPTY = np.array([0, 0] + [np.nan] * (len(COLUMNS) - 2), np.float32)
 """The row of no tensor at all, and what ``merge`` leaves unchanged."""
 
 
@@ -193,7 +198,7 @@ def merge(first: Array, second: Array) -> Array:
     """Merges two rows, or two equally long tables of rows, into those of the concatenated tensors.
 
     Associative and commutative up to float32 rounding; ``EMPTY`` is its neutral element. What only one side measured is not
-    known of the whole, and becomes NaN.
+    known of the whole, and becomes NaN; a share that only one side measured stands for both.
 
     Args:
         first: (..., len(COLUMNS)).
@@ -202,16 +207,18 @@ def merge(first: Array, second: Array) -> Array:
     Returns:
         The same shape, float32.
     """
-    a, b = np.atleast_2d(first).astype(np.float64), np.atleast_2d(second).astype(np.float64)
+    a, b = (side.reshape(-1, len(COLUMNS)).astype(np.float64) for side in (first, second))
     count = a[:, COUNT] + b[:, COUNT]
     out = np.empty_like(a)
     with np.errstate(all="ignore"):
         left, right = a[:, COUNT] / count, b[:, COUNT] / count
         out[:, MEAN] = left * a[:, MEAN] + right * b[:, MEAN]
-        out[:, RMS] = np.hypot(np.sqrt(left) * a[:, RMS], np.sqrt(right) * b[:, RMS])
+        out[:, RMS] = np.sqrt(left * a[:, RMS] ** 2 + right * b[:, RMS] ** 2)  # np.hypot takes a NaN beside an infinity for none
         out[:, MIN], out[:, MAX] = np.minimum(a[:, MIN], b[:, MIN]), np.maximum(a[:, MAX], b[:, MAX])
         for column in (ZEROS, NONFINITE):
             out[:, column] = a[:, column] + b[:, column]
+        shares = left[:, None] * a[:, SHARES] + right[:, None] * b[:, SHARES]
+        out[:, SHARES] = np.where(np.isnan(a[:, SHARES]), b[:, SHARES], np.where(np.isnan(b[:, SHARES]), a[:, SHARES], shares))
     out[:, COUNT], out[:, CALLS] = count, a[:, CALLS] + b[:, CALLS]
     out = np.where(a[:, [COUNT]] == 0, b, np.where(b[:, [COUNT]] == 0, a, out))
     out[:, CALLS] = a[:, CALLS] + b[:, CALLS]

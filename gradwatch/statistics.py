@@ -26,10 +26,9 @@ class Moments:
     rows: Array
 
     def __getattr__(self, column: str) -> Values:
-        try:
-            return self.rows[:, moments.COLUMNS.index(column)].astype(np.float64)
-        except ValueError:
-            raise AttributeError(f"a row has no column {column!r}; its columns are {', '.join(moments.COLUMNS)}") from None
+        if column not in moments.COLUMNS:
+            raise AttributeError(f"a row has no column {column!r}; its columns are {', '.join(moments.COLUMNS)}")
+        return self.rows[:, moments.COLUMNS.index(column)].astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,30 @@ def zero_share(m: Moments) -> Values:
     """Elements that are exactly zero, as a share of all; NaN where they were not counted."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return m.zeros / m.count
+
+
+@statistic(unit="1")
+def closed(m: Moments) -> Values:
+    """Elements of an activation whose valve is closed, as a share: the local derivative is next to nothing."""
+    return m.closed
+
+
+@statistic(unit="1")
+def dead(m: Moments) -> Values:
+    """Units that were silent for every input of the last full records, as a share."""
+    return m.dead
+
+
+@statistic(unit="1")
+def alike(m: Moments) -> Values:
+    """Rows of a matrix that equal another row, as a share: units that are copies of each other."""
+    return m.alike
+
+
+@statistic(unit="1")
+def stale(m: Moments) -> Values:
+    """Norm of what ``.grad`` held before the step's first backward pass over its norm at the step."""
+    return m.stale
 
 
 class Located(Protocol):

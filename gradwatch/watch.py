@@ -83,7 +83,7 @@ def watch(
     Warns:
         GradWatchWarning: An optimizer holds none of the model's parameters. Its steps are recorded all the same.
     """
-    _check(every, loss_fn, on_finding)
+    check_settings(every, loss_fn, on_finding)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     for index, item in enumerate(optimizers):
         if not isinstance(item, Optimizer):
@@ -122,16 +122,17 @@ class _Sealed:
         losses = told or self.measured.scalars("criterion")
         clips = self.measured.scalars("clip")
         sites, rows = self.measured.rows()
-        for scale in self.measured.scalars("scale"):
-            scaled = [site.tensor in ("activation_grad", "input_grad") for site in sites]
-            rows[scaled, moments.MEAN : moments.MAX + 1] /= scale
-        ordered, merged = layout.arrange(sites, rows, self.trainable, full=self.full)
+        for factor, tensors in (("scale", ("activation_grad", "input_grad")), ("gradient_scale", ("parameter_grad",))):
+            for scale in self.measured.scalars(factor)[-1:]:
+                scaled = [site.tensor in tensors for site in sites]
+                rows[scaled, moments.MEAN : moments.MAX + 1] /= scale
+        ordered, merged = layout.arrange(sites, rows, self.measured.notes(), self.trainable, full=self.full)
         return Record(
             self.step,
             ordered,
             merged,
             loss=sum(losses) / len(losses) if losses else None,
-            skipped=self.skipped,
+            skipped=self.skipped or any(self.measured.scalars("overflow")),
             backwards=self.measured.backwards,
             full=self.full,
             clip=clips[-1] if clips else float("nan"),
@@ -161,6 +162,7 @@ class Watch:
         writers: Sequence[Writer],
         on_finding: OnFinding,
         reads_gradients: bool = True,
+        first_step: int = 0,
     ) -> None:
         selection = select(model, include, exclude)
         self.ids = {id(thing) for thing in (*selection.layers.values(), *selection.parameters.values())}
@@ -174,10 +176,11 @@ class Watch:
         self._tape = Tape()
         self._activations = Activations(selection.layers, self._tape, self.fail)
         self._parameters = Parameters(selection.parameters, selection.types, self._tape)
+        self._activations.on_backward(self._parameters.read_leftover)
         self._layout = Layout(self._activations, self._parameters)
         self._said: set[str] = set()
         self._news: list[Finding] = []
-        self._step = 0
+        self._step = first_step
         self._trainable: list[str] | None = None  # the parameters of the step in progress, once its gradients were read
         self._unclipped: Tensor | None = None
         self._pending: _Sealed | None = None
@@ -307,6 +310,21 @@ class Watch:
 
     # -------------------------------------------------------------- for front ends
 
+    @property
+    def closed(self) -> bool:
+        """Whether ``close()`` was called."""
+        return self._closed
+
+    def pause(self) -> None:
+        """Takes the hooks off the model while it is validated in the middle of its training."""
+        with self._guarded():
+            self._activations.close()
+
+    def resume(self) -> None:
+        """Puts them back, where the step in progress is one that samples activations."""
+        with self._guarded():
+            self._prepare()
+
     def begin(self, optimizer: Optimizer | None, step: int) -> None:
         """Reads the gradients of a step that an optimizer is about to take, where a trainer says when.
 
@@ -363,6 +381,18 @@ class Watch:
             self._tape.add_scalar("clip", (total / self._unclipped).nan_to_num(nan=1.0))
         if self._full and optimizer is not None:
             self._parameters.remember(self._trainable)
+        self._note_scale(optimizer)
+
+    def _note_scale(self, optimizer: Optimizer | None) -> None:
+        """Notes the factor that the scaler has put on the gradients, before ``scaler.update()`` changes it in place."""
+        scale = getattr(self._scaler, "_scale", None)  # get_scale() would wait for the device
+        if scale is None or not self._scaler.is_enabled():
+            return
+        scale = scale.detach().reshape(()).clone()
+        self._tape.add_scalar("scale", scale)
+        # A fused optimizer unscales while it steps, unless that was done before: then the scaler tells it None.
+        if getattr(optimizer, "_step_supports_amp_scaling", False) and getattr(optimizer, "grad_scale", scale) is not None:
+            self._tape.add_scalar("gradient_scale", scale)
 
     def _concerned(self, optimizer: Optimizer | None) -> list[str]:
         """The parameters that a step of the optimizer is about: its own, and those that none holds."""
@@ -391,9 +421,12 @@ class Watch:
 
         return ((args[0], observed, *args[2:]), kwargs) if positional else (args, {**kwargs, "closure": observed})
 
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         with self._guarded():
             if self._trainable is not None:
+                # A fused optimizer is called also where gradients overflowed, and then moves nothing.
+                if isinstance(overflow := getattr(optimizer, "found_inf", None), Tensor):
+                    self._tape.add_scalar("overflow", overflow.detach().reshape(()))
                 self._seal(skipped=False)
         self._announce()
 
@@ -405,10 +438,8 @@ class Watch:
         """Ends the step in progress: the record before becomes final, and this one's measurements start to travel."""
         self._finish()
         self._parameters.read_updates()
-        scale = getattr(self._scaler, "_scale", None)  # get_scale() would wait for the device
-        if scale is not None and self._scaler.is_enabled():
-            self._tape.add_scalar("scale", scale.detach().reshape(()))
-        self._activations.release()
+        self._activations.end_record()
+        self._parameters.end_record()
         self._pending = _Sealed(self._step, self._trainable or [], self._full, skipped, self._tape.take())
         self._step += 1
         self._trainable, self._unclipped = None, None
@@ -473,7 +504,12 @@ class Watch:
             raise WatchClosed(f"watch.{method}() after watch.close(): make a new watch with gradwatch.watch(...)")
 
 
-def _check(every: int, loss_fn: object, on_finding: object) -> None:
+def check_settings(every: int, loss_fn: object, on_finding: object) -> None:
+    """Refuses settings of ``watch`` that have no meaning.
+
+    Raises:
+        InvalidSetting: One of them has none.
+    """
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise InvalidSetting(f"every={every!r} is no cadence; give the optimizer steps between full records, at least 1")
     if loss_fn is not None and not isinstance(loss_fn, nn.Module):

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from gradwatch import moments
+from gradwatch.capture import units
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.transfer import Tape
+from gradwatch.capture.valves import is_valve
 from gradwatch.records import Site
 
 PASSIVE = (
@@ -56,6 +59,12 @@ class Activations:
         self._report = fail
         self._attached = contextlib.ExitStack()
         self._leaves: list[RemovableHandle] = []
+        self._backward_begins: Callable[[], None] | None = None
+        self._silent = units.SilentUnits()
+        self._sites: dict[str, Site] = {}
+        self._valves: dict[str, bool] = {}
+        self._channels_first = False
+        self._passages: dict[int, _Passage] = {}
 
     def fail(self, error: Exception) -> None:
         """Takes an exception of one of the hooks."""
@@ -67,11 +76,11 @@ class Activations:
             return
         self.listening = True
         for name, module in self.layers.items():
-            kind, valve = type(module).__name__, is_activation(module)
-            if valve:
+            kind, passive = type(module).__name__, not is_activation(module)
+            if not passive:
                 before = Hook(self, Activations._before, Site(name, "input_grad", kind))
                 self._attached.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            after = Hook(self, Activations._after, Site(name, "activation", kind), Site(name, "activation_grad", kind), valve)
+            after = Hook(self, Activations._after, Site(name, "activation", kind), Site(name, "activation_grad", kind), not passive)
             self._attached.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
     def close(self) -> None:
@@ -80,16 +89,27 @@ class Activations:
         self._attached.close()
         self.release()
 
+    def end_record(self) -> None:
+        """Notes what only a whole record shows, and gets ready for the next one."""
+        for layer, dead in self._silent.close():
+            self._tape.note(self._sites[layer], moments.DEAD, dead)
+        self.release()
+
     def release(self) -> None:
         """Removes the hooks on tensors that outlive a step: a module may return one of its own parameters."""
         for handle in self._leaves:
             handle.remove()
         self._leaves.clear()
+        self._passages.clear()
+
+    def on_backward(self, begins: Callable[[], None]) -> None:
+        """Calls a function when the first gradient of a record arrives, before any parameter has got one."""
+        self._backward_begins = begins
 
     def tap(self, name: str, tensor: Tensor) -> None:
         """Observes a tensor that no module returns."""
         if self._observing():
-            self._observe(Site(name, "activation", "tap"), Site(name, "activation_grad", "tap"), tensor, zeros=True)
+            self._observe(Site(name, "activation", "tap"), Site(name, "activation_grad", "tap"), tensor, None, zeros=True)
 
     def _observing(self) -> bool:
         """Whether this call is one to observe: eager code that builds a graph."""
@@ -107,46 +127,96 @@ class Activations:
             if id(value) not in views:  # some modules compare their inputs with `is`, so that a tensor gets one view
                 views[id(value)] = value.view_as(value)
                 if armed:
-                    self._arm(views[id(value)], site)
+                    passage = self._passages[id(views[id(value)])] = _Passage(module)
+                    self._arm(views[id(value)], site, passage.leave)
             return views[id(value)]
 
         return tuple(view(value) for value in args), {key: view(value) for key, value in kwargs.items()}
 
     def _after(self, site: Site, grad_site: Site, zeros: bool, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._observing():
-            self._observe(site, grad_site, output, zeros=zeros)
+        if not self._observing():
+            return
+        passage = self._passages.pop(id(args[0]), None) if args else None
+        if not isinstance(output, Tensor):
+            passage = None
+        elif self._is_valve(site.layer, module, output):
+            axis = 1 if self._channels_first and output.dim() > 2 else output.dim() - 1
+            if output.dim() and output.numel():
+                self._sites[site.layer] = site
+                self._silent.saw(site.layer, units.awake_units(output, axis))
+        else:
+            passage = None
+            if isinstance(module, nn.Softmax) and module.dim is not None and output.numel():
+                self._tape.note(site, moments.CLOSED, units.confident_share(output, module.dim))
+            elif not zeros:
+                self._channels_first = units.channels_first(module)
+        self._observe(site, grad_site, output, passage, zeros=zeros)
 
-    def _observe(self, site: Site, grad_site: Site, output: Any, *, zeros: bool) -> None:
+    def _is_valve(self, layer: str, module: nn.Module, output: Tensor) -> bool:
+        if layer not in self._valves:
+            self._valves[layer] = is_activation(module) and is_valve(module, output)
+        return self._valves[layer]
+
+    def _observe(self, site: Site, grad_site: Site, output: Any, passage: _Passage | None, *, zeros: bool) -> None:
         recomputed = recompute_kind() == "non-reentrant"  # then its values were recorded when forward first came by
         for tensor in unique_tensors(output):
             if not recomputed:
                 self.order.setdefault(site.layer, site.type)
                 self._tape.add(site, tensor, zeros=zeros)
             if tensor.requires_grad:
-                self._arm(tensor, grad_site)
+                self._arm(tensor, grad_site, None if passage is None else passage.enter)
 
-    def _arm(self, tensor: Tensor, site: Site) -> None:
+    def _arm(self, tensor: Tensor, site: Site, also: Callable[[Tape, Site, Tensor], None] | None = None) -> None:
         fired = [-1]
-        self._hook(tensor, Hook(self, Activations._arrived, site, fired))
+        self._hook(tensor, Hook(self, Activations._arrived, site, fired, also))
         base = tensor._base
         if base is not None and base.requires_grad and base.numel() == tensor.numel():
             # An in-place operation on the view replaces its place in the graph; a hook on the base survives it.
-            self._hook(base, Hook(self, Activations._arrived_at_base, site, fired))
+            self._hook(base, Hook(self, Activations._arrived_at_base, site, fired, also))
 
     def _hook(self, tensor: Tensor, hook: Hook) -> None:
         handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
         if tensor.is_leaf:
             self._leaves.append(handle)
 
-    def _arrived(self, site: Site, fired: list[int], grad: Tensor | None) -> None:
+    def _arrived(
+        self, site: Site, fired: list[int], also: Callable[[Tape, Site, Tensor], None] | None, grad: Tensor | None
+    ) -> None:
         fired[0] = graph_task()
-        if grad is not None and self.listening:  # None: an unused output of an operation with several
-            self._tape.graph_tasks.add(fired[0])
-            self._tape.add(site, grad)
+        if grad is None or not self.listening:  # None: an unused output of an operation with several
+            return
+        if not self._tape.graph_tasks and self._backward_begins is not None:
+            self._backward_begins()
+        self._tape.graph_tasks.add(fired[0])
+        self._tape.add(site, grad)
+        if also is not None:
+            also(self._tape, site, grad)
 
-    def _arrived_at_base(self, site: Site, fired: list[int], grad: Tensor | None) -> None:
+    def _arrived_at_base(
+        self, site: Site, fired: list[int], also: Callable[[Tape, Site, Tensor], None] | None, grad: Tensor | None
+    ) -> None:
         if fired[0] != graph_task():  # else the view's own hook has measured this gradient
-            self._arrived(site, fired, grad)
+            self._arrived(site, fired, also, grad)
+
+
+class _Passage:
+    """One way back through an activation: dL/da comes in, dL/dz goes out, and their quotient is the local derivative."""
+
+    __slots__ = ("_came", "_module")
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._came: Tensor | None = None
+
+    def enter(self, _tape: Tape, _site: Site, grad: Tensor) -> None:
+        """Takes dL/da."""
+        self._came = grad
+
+    def leave(self, tape: Tape, site: Site, grad: Tensor) -> None:
+        """Takes dL/dz, and notes how far the valve is closed."""
+        came, self._came = self._came, None
+        if came is not None and came.shape == grad.shape and came.dtype == grad.dtype:
+            tape.note(site, moments.CLOSED, units.closed_share(self._module, came, grad))
 
 
 def is_activation(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -30,13 +30,20 @@ class Layout:
         self._cache: dict[tuple[bool, tuple[str, ...]], tuple[Site, ...]] = {}
 
     def arrange(
-        self, sites: Sequence[Site], rows: Array, trainable: Sequence[str], *, full: bool
+        self,
+        sites: Sequence[Site],
+        rows: Array,
+        notes: Mapping[tuple[Site, int], float],
+        trainable: Sequence[str],
+        *,
+        full: bool,
     ) -> tuple[tuple[Site, ...], Array]:
         """Merges the rows of each site and orders them.
 
         Args:
             sites: What was measured, in any order, a site possibly several times.
             rows: (len(sites), moments.COLUMNS).
+            notes: (site, column) → share.
             trainable: The parameters that the record is about; those without a measurement got no gradient.
             full: Whether activations and weights were sampled.
 
@@ -51,11 +58,16 @@ class Layout:
         if key not in self._cache:
             self._cache[key] = self._sites(trainable, full=full)
         ordered = self._cache[key]
-        if tuple(sites) == ordered:
+        if not notes and tuple(sites) == ordered:
             return ordered, rows
         position = {site: index for index, site in enumerate(ordered)}
         where = np.array([position.get(site, -1) for site in sites], np.intp)
-        return ordered, moments.merge_all(rows[where >= 0], where[where >= 0], len(ordered))
+        merged = moments.merge_all(rows[where >= 0], where[where >= 0], len(ordered))
+        for (site, column), share in notes.items():
+            index = position.get(site, -1)
+            if index >= 0 and merged[index, moments.COUNT] > 0:
+                merged[index, column] = share
+        return ordered, merged
 
     def unseen(self) -> list[str]:
         """Layers that forward has never reached."""

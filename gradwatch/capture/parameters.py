@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from gradwatch import moments
+from gradwatch.capture import units
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
+
+SYMMETRIC_START = 3
+"""Full records in which rows are compared: symmetry is a matter of initialisation, and broken or not after the first updates."""
 
 
 class Parameters:
@@ -29,6 +33,9 @@ class Parameters:
             for name, p in self.named.items()
         }
         self._before: dict[str, Tensor] = {}
+        self._leftover: dict[str, Tensor] = {}
+        self._silent = units.SilentUnits()
+        self._full_records = 0
 
     def trainable(self, names: Iterable[str]) -> list[str]:
         """Those of the names whose parameter asks for a gradient now."""
@@ -44,6 +51,8 @@ class Parameters:
         if full:
             for name, grad in grads.items():
                 self.tape.add(self._sites[name][1], grad)
+            self._note_silent_rows(grads)
+            self._note_leftover(grads)
         elif grads:
             self._read_norms(grads)
 
@@ -59,6 +68,35 @@ class Parameters:
                 norms.pop(name, None)
                 self.tape.add(self._sites[name][1], grad)
         self.tape.add_norms([self._sites[name][1] for name in norms], [plain[name].numel() for name in norms], list(norms.values()))
+
+    def read_leftover(self) -> None:
+        """Measures what ``.grad`` still holds before a step's first backward pass; nothing, where it was cleared."""
+        held = {name: grad for name, p in self.named.items() if (grad := p.grad) is not None and grad.layout == torch.strided}
+        self._leftover = dict(zip(held, foreach_norm(list(held.values())), strict=True)) if held else {}
+
+    def _note_leftover(self, grads: dict[str, Tensor]) -> None:
+        for name, left in self._leftover.items():
+            if name in grads and grads[name].numel():
+                now = torch.linalg.vector_norm(grads[name].detach(), dtype=left.dtype)
+                self.tape.note(self._sites[name][1], moments.STALE, left / now)
+        self._leftover = {}
+
+    def _note_silent_rows(self, grads: dict[str, Tensor]) -> None:
+        for name, grad in grads.items():
+            site = self._sites[name][1]
+            if not units.observable_rows(grad) or "Embedding" in site.type:
+                continue
+            awake = units.awake_units(grad, 0)
+            bias = grads.get(name.removesuffix("weight") + "bias") if name.endswith("weight") else None
+            if bias is not None and bias.shape == awake.shape:  # a layer behind silent ones has awake units and no input
+                awake = awake | (bias != 0)
+            self._silent.saw(name, awake)
+
+    def end_record(self) -> None:
+        """Notes what only a whole record shows."""
+        for name, dead in self._silent.close():
+            self.tape.note(self._sites[name][1], moments.DEAD, dead)
+        self._leftover = {}
 
     def total_norm(self, names: Iterable[str]) -> Tensor | None:
         """The Euclidean norm of all gradients together, shape (); None where there are none."""
@@ -79,7 +117,10 @@ class Parameters:
         for name, before in self._before.items():
             weight, _, update = self._sites[name]
             self.tape.add(weight, before)
+            if self._full_records < SYMMETRIC_START and units.observable_rows(before) and "Embedding" not in weight.type:
+                self.tape.note(weight, moments.ALIKE, units.alike_share(before))
             self.tape.add(update, self.named[name].detach() - before)
+        self._full_records += bool(self._before)
         self._before.clear()
 
     def forget(self) -> None:

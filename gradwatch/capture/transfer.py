@@ -27,6 +27,7 @@ class Tape:
         self._sites: dict[torch.device, list[Site]] = defaultdict(list)
         self._norms: list[tuple[list[Site], list[int], Tensor]] = []
         self._scalars: dict[str, list[Tensor]] = defaultdict(list)
+        self._notes: dict[torch.device, list[tuple[Site, int, Tensor]]] = defaultdict(list)
         self._folded: list[tuple[list[Site], Array]] = []
         self.graph_tasks: set[int] = set()
 
@@ -47,6 +48,10 @@ class Tape:
         """Takes Euclidean norms that were measured elsewhere; nothing else is known about their tensors."""
         if norms:
             self._norms.append((sites, counts, torch.stack(list(norms))))
+
+    def note(self, site: Site, column: int, share: Tensor) -> None:
+        """Adds a share, of shape (), to the row of a site that is measured in this record; of several the mean counts."""
+        self._notes[share.device].append((site, column, share))
 
     def add_scalar(self, name: str, value: Tensor) -> None:
         """Takes a 0-dimensional tensor, such as a loss. Several values of a name are kept apart."""
@@ -82,6 +87,10 @@ class Transfer:
         self._scalars = {
             name: _to_host(torch.stack([value.double() for value in values])) for name, values in tape._scalars.items()
         }
+        self._notes = [
+            ([(site, column) for site, column, _ in notes], _to_host(torch.stack([share.double() for *_, share in notes])))
+            for notes in tape._notes.values()
+        ]
         self._events = [_event(device) for device in self._cuda_devices(tape)]
 
     @staticmethod
@@ -109,6 +118,14 @@ class Transfer:
             sites += norm_sites
             parts.append(moments.norm_rows(counts, norms.numpy()))
         return sites, np.concatenate(parts) if parts else np.empty((0, len(moments.COLUMNS)), np.float32)
+
+    def notes(self) -> dict[tuple[Site, int], float]:
+        """(site, column) → the mean of the shares that were noted. Call it after ``rows``."""
+        noted: dict[tuple[Site, int], list[float]] = defaultdict(list)
+        for keys, values in self._notes:
+            for key, value in zip(keys, values.tolist(), strict=True):
+                noted[key].append(value)
+        return {key: sum(values) / len(values) for key, values in noted.items()}
 
     def scalars(self, name: str) -> list[float]:
         """The values that were added under a name, in order."""
