@@ -32,12 +32,14 @@ class History:
     Attributes:
         findings: What was found, in order of ``first_step``.
         dropped: Records that were observed but are no longer kept.
+        first_step: The step of the first record ever appended.
         trends: Running figures of every site, which outlive the records that they come from.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.findings: list[Finding] = []
         self.dropped = 0
+        self.first_step = 0
         self.trends = Trends()
         self._records: deque[Record] = deque()
         self._max_bytes = max_bytes
@@ -46,6 +48,8 @@ class History:
     def append(self, record: Record) -> None:
         """Adds the newest record, and lets go of the oldest where there is no room for both."""
         self.trends.update(record)
+        if not self._records:
+            self.first_step = record.step
         self._records.append(record)
         self._bytes += record.rows.nbytes
         while self._bytes > self._max_bytes and len(self._records) > 1:

@@ -176,7 +176,7 @@ class Watch:
         self._tape = Tape()
         self._activations = Activations(selection.layers, self._tape, self.fail)
         self._parameters = Parameters(selection.parameters, selection.types, self._tape)
-        self._activations.on_backward(self._parameters.read_leftover)
+        self._activations.gradients.on_backward(self._parameters.read_leftover)
         self._layout = Layout(self._activations, self._parameters)
         self._said: set[str] = set()
         self._news: list[Finding] = []
@@ -292,6 +292,10 @@ class Watch:
             return
         self._closed = True
         _open_watches.discard(self)
+        with self._guarded():
+            if not self._step and self._optimizers and self._tape:  # a loop that never stepped has one record all the same
+                self._read(None)
+                self._seal(skipped=True)
         self._attached.close()
         self._activations.close()
         self._parameters.forget()

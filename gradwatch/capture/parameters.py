@@ -33,7 +33,7 @@ class Parameters:
             for name, p in self.named.items()
         }
         self._before: dict[str, Tensor] = {}
-        self._leftover: dict[str, Tensor] = {}
+        self._leftover: dict[str, Tensor] | None = None
         self._silent = units.SilentUnits()
         self._full_records = 0
 
@@ -70,16 +70,24 @@ class Parameters:
         self.tape.add_norms([self._sites[name][1] for name in norms], [plain[name].numel() for name in norms], list(norms.values()))
 
     def read_leftover(self) -> None:
-        """Measures what ``.grad`` still holds before a step's first backward pass; nothing, where it was cleared."""
+        """Measures what ``.grad`` holds when a backward pass begins: of several in a step the least counts.
+
+        It is nothing where gradients were cleared. Later passes of a step find those before them, and a pass that only asks for
+        a gradient (a penalty's ``autograd.grad``) may come before the clearing.
+        """
         held = {name: grad for name, p in self.named.items() if (grad := p.grad) is not None and grad.layout == torch.strided}
-        self._leftover = dict(zip(held, foreach_norm(list(held.values())), strict=True)) if held else {}
+        norms = dict(zip(held, foreach_norm(list(held.values())), strict=True)) if held else {}
+        if self._leftover is None:
+            self._leftover = norms
+        else:
+            both = self._leftover.keys() & norms.keys()  # a missing gradient is a cleared one
+            self._leftover = {name: torch.minimum(self._leftover[name], norms[name]) for name in both}
 
     def _note_leftover(self, grads: dict[str, Tensor]) -> None:
-        for name, left in self._leftover.items():
+        for name, left in (self._leftover or {}).items():
             if name in grads and grads[name].numel():
                 now = torch.linalg.vector_norm(grads[name].detach(), dtype=left.dtype)
                 self.tape.note(self._sites[name][1], moments.STALE, left / now)
-        self._leftover = {}
 
     def _note_silent_rows(self, grads: dict[str, Tensor]) -> None:
         for name, grad in grads.items():
@@ -96,7 +104,7 @@ class Parameters:
         """Notes what only a whole record shows."""
         for name, dead in self._silent.close():
             self.tape.note(self._sites[name][1], moments.DEAD, dead)
-        self._leftover = {}
+        self._leftover = None
 
     def total_norm(self, names: Iterable[str]) -> Tensor | None:
         """The Euclidean norm of all gradients together, shape (); None where there are none."""

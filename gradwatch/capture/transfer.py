@@ -19,29 +19,31 @@ tensors alive otherwise, about 3 kB a measurement."""
 
 
 class Tape:
-    """Collects the measurements of the record in progress."""
+    """Collects the measurements of the record in progress.
+
+    Attributes:
+        graph_tasks: The backward passes that were seen → the pass inside of which each was started, -1 where there is none:
+            reentrant checkpointing runs a pass inside a pass.
+    """
 
     def __init__(self) -> None:
-        self._pieces: dict[torch.device, list[Pieces]] = defaultdict(list)
-        self._counts: dict[torch.device, list[int]] = defaultdict(list)
-        self._sites: dict[torch.device, list[Site]] = defaultdict(list)
+        # One append for each measurement, so that threads cannot come between its parts.
+        self._measured: dict[torch.device, list[tuple[Site, int, Pieces]]] = defaultdict(list)
         self._norms: list[tuple[list[Site], list[int], Tensor]] = []
         self._scalars: dict[str, list[Tensor]] = defaultdict(list)
         self._notes: dict[torch.device, list[tuple[Site, int, Tensor]]] = defaultdict(list)
         self._folded: list[tuple[list[Site], Array]] = []
-        self.graph_tasks: set[int] = set()
+        self.graph_tasks: dict[int, int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._pieces or self._norms or self._folded)
+        return bool(self._measured or self._norms or self._folded)
 
     def add(self, site: Site, tensor: Tensor, *, zeros: bool = False) -> None:
         """Measures a tensor for a site. Several tensors of a site are merged."""
         count, pieces = moments.measure(tensor, zeros=zeros)
-        device = pieces[0].device
-        self._pieces[device].append(pieces)
-        self._counts[device].append(count)
-        self._sites[device].append(site)
-        if len(self._counts[device]) >= MAX_ROWS:
+        measured = self._measured[pieces[0].device]
+        measured.append((site, count, pieces))
+        if len(measured) >= MAX_ROWS:
             self._fold()
 
     def add_norms(self, sites: list[Site], counts: list[int], norms: Sequence[Tensor]) -> None:
@@ -63,9 +65,16 @@ class Tape:
 
     def _fold(self) -> None:
         measured = Transfer(self)
-        self._folded.append(measured.rows())
-        for store in (self._pieces, self._counts, self._sites, self._norms):
+        sites, rows = measured.rows()
+        place = {site: index for index, site in enumerate(dict.fromkeys(sites))}
+        self._folded = [(list(place), moments.merge_all(rows, (place[site] for site in sites), len(place)))]
+        notes = [(site, column, torch.tensor(share, dtype=torch.float64)) for (site, column), share in measured.notes().items()]
+        for store in (self._measured, self._norms, self._notes):
             store.clear()
+        if notes:
+            self._notes[torch.device("cpu")] = notes
+        for name, values in self._scalars.items():
+            self._scalars[name] = [_joined(values)]
 
     def take(self) -> Transfer:
         """Starts the move to the host and empties the tape."""
@@ -78,15 +87,19 @@ class Transfer:
     """Measurements on their way to the host."""
 
     def __init__(self, tape: Tape) -> None:
-        self.backwards = len(tape.graph_tasks)
+        within = {task for task, outer in tape.graph_tasks.items() if outer != -1}
+        self.backwards = len({*tape.graph_tasks, *tape.graph_tasks.values()} - within - {-1})
         self._folded = list(tape._folded)
         self._tables = [
-            (tape._sites[device], tape._counts[device], _to_host(moments.table(pieces))) for device, pieces in tape._pieces.items()
+            (
+                [site for site, *_ in measured],
+                [count for _, count, _ in measured],
+                _to_host(moments.table([p for *_, p in measured])),
+            )
+            for measured in tape._measured.values()
         ]
         self._norms = [(sites, counts, _to_host(norms)) for sites, counts, norms in tape._norms]
-        self._scalars = {
-            name: _to_host(torch.stack([value.double() for value in values])) for name, values in tape._scalars.items()
-        }
+        self._scalars = {name: _to_host(_joined(values)) for name, values in tape._scalars.items()}
         self._notes = [
             ([(site, column) for site, column, _ in notes], _to_host(torch.stack([share.double() for *_, share in notes])))
             for notes in tape._notes.values()
@@ -96,7 +109,7 @@ class Transfer:
     @staticmethod
     def _cuda_devices(tape: Tape) -> set[torch.device]:
         tensors = [norms for *_, norms in tape._norms] + [value for values in tape._scalars.values() for value in values]
-        return {device for device in (*tape._pieces, *(tensor.device for tensor in tensors)) if device.type == "cuda"}
+        return {device for device in (*tape._measured, *(tensor.device for tensor in tensors)) if device.type == "cuda"}
 
     def rows(self) -> tuple[list[Site], Array]:
         """Waits for the data where they are still on their way, and turns them into rows, one for each call of a site.
@@ -130,6 +143,10 @@ class Transfer:
     def scalars(self, name: str) -> list[float]:
         """The values that were added under a name, in order."""
         return [float(value) for value in self._scalars[name]] if name in self._scalars else []
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    return torch.cat([value.double().reshape(-1) for value in values])
 
 
 def _to_host(values: Tensor) -> Tensor:

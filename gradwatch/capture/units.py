@@ -119,5 +119,3 @@ def observable_rows(weight: Tensor) -> bool:
 def channels_first(module: nn.Module) -> bool:
     """Whether a module puts its units into dimension 1: convolutions and the norms that follow them."""
     return isinstance(module, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm))
-
-

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ MOSTLY_CLOSED = 0.75
 
 SAMPLE = 65_536
 """Elements that are differentiated: enough to know a share to 0.2 %, few enough to cost less than a layer."""
+
+CPU = torch.device("cpu")
 
 PROBE = 4_096
 """Elements of the made-up input that tells whether a module is elementwise."""
@@ -60,7 +62,7 @@ def is_valve(module: nn.Module, x: Tensor) -> bool:
     """Whether a module is an elementwise activation.
 
     Torch's own activations are known. A class from elsewhere is tried on a made-up input of the same rank: it is an activation
-    if its Jacobian is diagonal and it is not merely a scale and a shift. This reads values from the device: ask once a module.
+    if its Jacobian is diagonal and it is not merely a scale and a shift. Ask once a module: the trial takes several passes.
 
     Args:
         module: Any module.
@@ -74,7 +76,7 @@ def is_valve(module: nn.Module, x: Tensor) -> bool:
     if not ELEMENTWISE.issuperset(known) or "forward" in vars(module):
         return False
     try:
-        with _secluded(x.device):
+        with _secluded(CPU):
             return _acts_elementwise(module, x)
     except Exception:  # noqa: BLE001 - a module of the user's may refuse an input that it never met in any way it likes
         return False
@@ -98,10 +100,11 @@ def valve(module: nn.Module, x: Tensor, *, sample: int = SAMPLE, closed: float =
 
 def _acts_elementwise(module: nn.Module, x: Tensor) -> bool:
     shape = _strided(x, PROBE, _parameter_sizes(module)).shape
-    index = torch.arange(math.prod(shape), dtype=torch.float64, device=x.device).view(shape)
+    # In main memory, since not every device computes in float64.
+    index = torch.arange(math.prod(shape), dtype=torch.float64, device=CPU).view(shape)
     # Between -3 and 3 every usual activation bends; the factors are irrational, so that no two elements are alike.
     here, there, weights = 3 * torch.sin(math.e * index + 1), 3 * torch.sin(math.pi * index + 2), 1 + torch.cos(index) / 2
-    twin = _twin(module).double()
+    twin = _twin(module, _in_float64)
     middle, derivative = _differentiate(twin, (here + there) / 2, torch.ones_like(here))
     _, weighted = _differentiate(twin, (here + there) / 2, weights)
     ends = (_differentiate(twin, here, weights)[0] + _differentiate(twin, there, weights)[0]) / 2
@@ -141,14 +144,18 @@ def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _twin(module: nn.Module) -> Any:
+def _in_float64(tensor: Tensor) -> Tensor:
+    return tensor.to(CPU, torch.float64) if tensor.is_floating_point() else tensor.to(CPU)
+
+
+def _twin(module: nn.Module, convert: Callable[[Tensor], Tensor] = _unchanged) -> Any:
     """A module that computes the same and shares no state: its forward may count, cache or update buffers."""
     twin = module.__new__(type(module))
     state = {name: copy.copy(value) if isinstance(value, dict | list | set) else value for name, value in vars(module).items()}
     state.update({name: type(value)() for name, value in state.items() if name.endswith("_hooks")})
-    for registry in ("_parameters", "_buffers"):
-        state[registry] = {name: tensor if tensor is None else tensor.detach().clone() for name, tensor in state[registry].items()}
-    state["_modules"] = {name: child if child is None else _twin(child) for name, child in state["_modules"].items()}
+    for key, registry in (("_parameters", module._parameters), ("_buffers", module._buffers)):
+        state[key] = {name: tensor if tensor is None else convert(tensor.detach().clone()) for name, tensor in registry.items()}
+    state["_modules"] = {name: child if child is None else _twin(child, convert) for name, child in module._modules.items()}
     twin.__dict__.update(state)
     return twin
 

@@ -38,6 +38,8 @@ class Judgement:
     """Whether each layer has a fault of its own; else the run has one, at the layer that is named first."""
     full_only: ClassVar[bool] = False
     """Whether only full records show it, so that the others count neither for nor against it."""
+    reads_skipped: ClassVar[bool] = False
+    """Whether it can judge a record whose step was not taken."""
     reads_broken: ClassVar[bool] = False
     """Whether it can judge a record that holds a NaN: a NaN makes a ReLU look dead and a gradient look huge."""
 
@@ -95,7 +97,7 @@ class Ledger:
         for detector in list(self._detectors):
             settings = detector if isinstance(detector, Judgement) else Judgement()
             cases = self._cases[id(detector)]
-            if record.skipped:
+            if record.skipped and not settings.reads_skipped:
                 continue
             if history.trends.broken and not settings.reads_broken:
                 if settings.breaks:
@@ -157,14 +159,18 @@ class Example:
     Attributes:
         rms: (layer, tensor) → rms per step; None: not seen in that step.
         losses: Loss per step; empty: not told.
+        shares: (layer, column of ``moments.SHARES``) → share per step.
         shapes: Layer → shape of the parameter; a matrix where it is not named.
         types: Layer → type of the module; ``"Linear"`` where it is not named.
+        skipped: Whether no step is taken.
     """
 
     rms: Mapping[tuple[str, TensorName], Sequence[float | None]]
     losses: Sequence[float] = ()
+    shares: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
+    skipped: bool = False
 
     def records(self) -> Iterator[Record]:
         """The run's records, one per step."""
@@ -175,7 +181,10 @@ class Example:
             counts = [0 if value is None else 64 for value in values]
             norms = np.array([np.nan if value is None else 8 * value for value in values], np.float64)
             rows = moments.norm_rows(counts, norms)
-            yield Record(step, sites, rows, self.losses[step] if self.losses else None)
+            for (layer, column), shares in self.shares.items():
+                index = next(index for index, site in enumerate(sites) if site.layer == layer)
+                rows[index, moments.COLUMNS.index(column)] = shares[step]
+            yield Record(step, sites, rows, self.losses[step] if self.losses else None, skipped=self.skipped)
 
     def history(self) -> Iterator[History]:
         """The history after each step, as a detector sees it."""

@@ -1,0 +1,162 @@
+"""The gradients of activations: where they arrive, each counted once.
+
+The total gradient of a tensor comes to a hook on it. An operation in place on a view moves the view past its hooks; its gradient
+then runs through its base, and is taken there. A module's branch of its input's gradient comes from the nodes that read the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from gradwatch.capture.branches import Inputs, Parts, full_base
+from gradwatch.capture.engine import graph_task
+from gradwatch.capture.hooks import Hook
+from gradwatch.capture.structure import unique_tensors
+from gradwatch.capture.transfer import Tape
+from gradwatch.records import Site
+
+Also = Callable[[Tape, Site, Tensor], None]
+"""What else is done with a gradient once it is measured."""
+
+
+class Gradients:
+    """Measures gradients of activations onto a tape, as they arrive.
+
+    Args:
+        tape: Where measurements go.
+        fail: Called with an exception of gradwatch's own, which must not reach the training.
+
+    Attributes:
+        listening: Whether what arrives is measured; tensors of earlier steps may still carry hooks.
+    """
+
+    def __init__(self, tape: Tape, fail: Callable[[Exception], None]) -> None:
+        self.listening = False
+        self._tape = tape
+        self._report = fail
+        self._begins: Callable[[], None] | None = None
+        self._leaves: list[RemovableHandle] = []
+        self._unfinished: dict[Parts, Site] = {}
+
+    def fail(self, error: Exception) -> None:
+        """Takes an exception of one of the hooks."""
+        self._report(error)
+
+    def on_backward(self, begins: Callable[[], None]) -> None:
+        """Calls a function when the first gradient of a backward pass arrives, before any parameter has got one."""
+        self._begins = begins
+
+    def arm(self, tensor: Tensor, site: Site, given: Any = None, also: Also | None = None) -> None:
+        """Hooks a tensor.
+
+        Args:
+            tensor: Requires a gradient.
+            site: What is measured there.
+            given: The arguments of the call that returned the tensor, in any structure; None where they are not known.
+            also: Called with each gradient.
+        """
+        bound = site, graph_task(), also
+        base = full_base(tensor)
+        if base is None:
+            self._hook(tensor, Hook(self, Gradients._arrived, *bound))
+        elif given is not None and not any(base is item or base is item._base for item in unique_tensors(given)):
+            # Only the call knows a base that it made itself, so that all of its gradient is the view's.
+            self._hook(base, Hook(self, Gradients._arrived, *bound))
+        else:
+            view = _View(tensor)
+            self._hook(tensor, Hook(self, Gradients._arrived_at_view, view, *bound))
+            self._hook(base, Hook(self, Gradients._arrived_at_base, view, *bound))
+
+    def arm_inputs(self, inputs: Inputs, output: Any, site: Site, also: Also | None = None) -> None:
+        """Hooks what a call read its inputs with.
+
+        Args:
+            inputs: Noted before the call.
+            output: What the call returned.
+            site: What is measured there.
+            also: Called with each gradient of the first input.
+        """
+        for index, consumers in inputs.consumers(unique_tensors(output)).items():
+            parts = Parts(len(consumers))
+            bound = site, graph_task(), also if index == 0 else None
+            for node, number, shape in consumers:
+                node.register_hook(Hook(self, Gradients._handed_back, parts, number, shape, *bound))
+
+    def end_record(self) -> None:
+        """Measures what passes that did not reach every consumer of an input have handed back to it."""
+        for parts, site in self._unfinished.items():
+            for total in parts.rest():
+                self._tape.add(site, total)
+        self.release()
+
+    def release(self) -> None:
+        """Removes the hooks on tensors that outlive a step: a module may return one of its own parameters."""
+        for handle in self._leaves:
+            handle.remove()
+        self._leaves.clear()
+        self._unfinished.clear()
+
+    def _hook(self, tensor: Tensor, hook: Hook) -> None:
+        if not tensor.is_leaf:
+            tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+        elif not any(isinstance(other, Hook) and other.bound == hook.bound for other in (tensor._backward_hooks or {}).values()):
+            # Else an earlier call of this record has hooked it.
+            self._leaves.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
+
+    def _arrived(self, site: Site, outer: int, also: Also | None, grad: Tensor | None) -> None:
+        if grad is None or not self.listening:  # None: an unused output of an operation with several
+            return
+        if graph_task() not in self._tape.graph_tasks and self._begins is not None:
+            self._begins()
+        self._tape.graph_tasks[graph_task()] = outer
+        self._tape.add(site, grad)
+        if also is not None:
+            also(self._tape, site, grad)
+
+    def _arrived_at_view(self, view: _View, site: Site, outer: int, also: Also | None, grad: Tensor | None) -> None:
+        view.fired = graph_task()
+        self._arrived(site, outer, also, grad)
+
+    def _arrived_at_base(self, view: _View, site: Site, outer: int, also: Also | None, grad: Tensor | None) -> None:
+        if view.fired != graph_task() and view.written():
+            self._arrived(site, outer, also, grad)
+
+    def _handed_back(
+        self,
+        parts: Parts,
+        number: int,
+        shape: torch.Size | None,
+        site: Site,
+        outer: int,
+        also: Also | None,
+        grads: tuple[Tensor | None, ...],
+        _: Any,
+    ) -> None:
+        part = grads[number]
+        if part is not None:
+            part = part.detach() if shape is None else part.detach().reshape(shape)
+        self._arrived(site, outer, also, parts.add(graph_task(), part))
+        if parts:
+            self._unfinished[parts] = site
+        else:
+            self._unfinished.pop(parts, None)
+
+
+class _View:
+    """A view of somebody else's tensor: whether its gradient has arrived, and whether anything was written into it since."""
+
+    __slots__ = ("_alias", "_version", "fired")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.fired = -1
+        self._alias = tensor.detach()  # shares the version counter, and keeps no graph alive
+        self._version = self._alias._version
+
+    def written(self) -> bool:
+        """Whether an operation in place moved the view in the graph, so that its gradient runs through its base."""
+        return self._alias._version != self._version

@@ -1,0 +1,26 @@
+"""The tensors in whatever a module takes or returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def unique_tensors(value: Any) -> Iterator[Tensor]:
+    """The floating and complex tensors in a structure of tuples, lists, mappings and objects with fields, each once."""
+    seen: set[int] = set()
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, Tensor):
+            if id(item) not in seen and (item.is_floating_point() or item.is_complex()):
+                seen.add(id(item))
+                yield item
+        elif isinstance(item, Mapping):
+            pending.extend(reversed(list(item.values())))
+        elif isinstance(item, (tuple, list)):
+            pending.extend(reversed(item))
+        elif hasattr(item, "__dataclass_fields__"):
+            pending.extend(reversed([getattr(item, name, None) for name in item.__dataclass_fields__]))

@@ -1,0 +1,166 @@
+"""Activations are orders of magnitude off, from the start or later on; or the units of a layer are copies of each other.
+
+What it is mistaken for: a large value that a normalisation layer takes back at once; outputs that grow towards large targets while
+the net learns; outputs of zero-initialised layers, which move with the first step; the small probabilities of a wide softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gradwatch import moments, names
+from gradwatch.detectors.base import Example, Judgement, geometric
+from gradwatch.history import History
+from gradwatch.records import Finding, Record
+
+LARGE = (
+    "Normalise the input and the targets (zero mean, unit variance; LeCun et al. 1998, 'Efficient BackProp'), initialise weights "
+    "for the activation (He et al. 2015; Glorot & Bengio 2010), and put normalisation layers between layers that amplify."
+)
+SMALL = (
+    "The signal fades from layer to layer: initialise weights for the activation (He et al. 2015; Glorot & Bengio 2010) instead of "
+    "with a small constant spread, and check the input's scale."
+)
+ALIKE = (
+    "Rows that are equal get equal gradients and stay equal: the layer is one unit, many times. Initialise its weights at random "
+    "(He et al. 2015; Glorot & Bengio 2010), not with a constant."
+)
+
+
+@dataclass(frozen=True)
+class BadScale(Judgement):
+    """An activation's rms is far from 1 at the start, or has grown far above its start while the net does not learn.
+
+    Attributes:
+        large: rms at the start, in units of a normalised input. Healthy nets start at up to 3.2 and sick ones from 8 to 1e5.
+        small: The same downwards; healthy nets start above 0.04.
+        later: rms later on; healthy nets stay under 83.
+        growth: rms over its start.
+        runaway: ``later`` and ``growth`` times this are out of bounds even where the loss falls: it may be of the wrong sign.
+        confirm: 2 full records.
+    """
+
+    confirm: int = 2
+    release: int = 2
+    large: float = 15.0
+    small: float = 1e-3
+    later: float = 100.0
+    growth: float = 30.0
+    runaway: float = 10.0
+
+    full_only: ClassVar[bool] = True
+    EXAMPLES: ClassVar = {
+        "healthy: grows while it learns": Example(
+            {("fc", "activation"): geometric(1.0, 1.2, 28)}, losses=geometric(9.0, 0.8, 28)
+        ),
+        "healthy: taken back by a norm": Example(
+            {("fc", "activation"): [80.0] * 4, ("norm", "activation"): [1.0] * 4}, types={"norm": "BatchNorm1d"}
+        ),
+        "sick: weights of unit variance": Example({(f"{i}", "activation"): [5.0**i] * 4 for i in range(1, 5)}),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields the first layer in forward order that is out of bounds."""
+        record, trends = history[-1], history.trends
+        outputs = _outputs(record)
+        if not outputs:
+            return
+        where = trends.where(record.sites)[outputs]
+        level, start = trends.level[where], trends.start[where]
+        lasting = np.isfinite(level) & np.isfinite(start)
+        far = lasting & (np.minimum(level, start) > np.log10(self.large))
+        faint = lasting & (np.maximum(level, start) < np.log10(self.small))
+        with np.errstate(invalid="ignore"):
+            grown = level - start
+        slack = np.log10(self.runaway) if trends.learning is not False else 0.0
+        blown = lasting & (level > np.log10(self.later) + slack) & (grown > np.log10(self.growth) + slack)
+        sick = np.flatnonzero(far | faint | blown)
+        if not len(sick):
+            return
+        index = int(sick[0])
+        layer, rms, first = record.sites[outputs[index]].layer, float(10 ** level[index]), float(10 ** start[index])
+        yield Finding(
+            "bad_scale",
+            layer,
+            record.step,
+            record.step,
+            "warning",
+            {"activation_rms": rms, "activation_rms_at_start": first},
+            f"the output of {layer} has an rms of {rms:.3g} ({first:.3g} at the start); {len(sick)} layers are out of scale",
+            SMALL if faint[index] else LARGE,
+        )
+
+
+@dataclass(frozen=True)
+class Symmetry(Judgement):
+    """Nearly all rows of a weight matrix are equal, though a gradient arrives.
+
+    Attributes:
+        alike: Share of rows that equal another one. Random rows: 0. Constant ones: 1. Half and half would be a design.
+        confirm: 2 full records: zero-initialised rows differ after the first update.
+    """
+
+    confirm: int = 2
+    release: int = 2
+    alike: float = 0.875
+
+    full_only: ClassVar[bool] = True
+    EXAMPLES: ClassVar = {
+        "healthy: zero at first": Example(
+            {("fc.weight", "parameter"): [0.0, 0.1, 0.1], ("fc.weight", "parameter_grad"): [1.0] * 3},
+            shares={("fc.weight", "alike"): [1.0, 0.0, 0.0]},
+        ),
+        "sick: a constant": Example(
+            {("fc.weight", "parameter"): [0.1] * 3, ("fc.weight", "parameter_grad"): [1.0] * 3},
+            shares={("fc.weight", "alike"): [1.0] * 3},
+        ),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields the first such matrix in forward order."""
+        record = history[-1]
+        gradient = {
+            site.layer: record.rows[index, moments.RMS] for index, site in enumerate(record.sites) if site.tensor == "parameter_grad"
+        }
+        alike = record.rows[:, moments.ALIKE]
+        for index in np.flatnonzero(alike >= self.alike):
+            site = record.sites[index]
+            if not gradient.get(site.layer, 0.0) > 0:
+                continue
+            layer = names.owner(site.layer)
+            yield Finding(
+                "bad_scale",
+                layer,
+                record.step,
+                record.step,
+                "critical",
+                {"alike_share": float(alike[index])},
+                f"{alike[index]:.0%} of the rows of {site.layer} are equal to each other and stay so",
+                ALIKE,
+            )
+            return
+
+
+UNSCALED = ("Identity", "Dropout", "Softmax", "Flatten", "Unflatten", "Embedding")
+"""Types whose output is no matter of weights: what passes through, a probability, a table's entry."""
+
+
+def _outputs(record: Record) -> list[int]:
+    """The record's outputs that nothing takes back, in forward order."""
+    outputs = [index for index, site in enumerate(record.sites) if site.tensor == "activation"]
+    following = [record.sites[index].type for index in outputs[1:]] + [""]
+    return [
+        index
+        for index, after in zip(outputs, following, strict=True)
+        if not _is_norm(after) and not record.sites[index].type.startswith(UNSCALED)
+    ]
+
+
+def _is_norm(kind: str) -> bool:
+    return "Norm" in kind
+
+

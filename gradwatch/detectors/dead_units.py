@@ -1,0 +1,74 @@
+"""Units that never open: whatever the input, their output is zero, and so is the gradient of their weights.
+
+What it is mistaken for: natural sparsity. Half to three quarters of a ReLU's outputs are zero in a healthy net, but for another
+input other units are silent. A unit is therefore judged over all inputs of several batches, per channel or feature, and it may
+come back. Where activations are functions and no module shows them, the rows of a weight's gradient do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gradwatch import moments, names
+from gradwatch.detectors.base import Example, Judgement
+from gradwatch.history import History
+from gradwatch.records import Finding
+
+ADVICE = (
+    "Lower the learning rate (one step too large pushes biases below every input; cs231n), start biases at zero and weights with "
+    "He initialisation (He et al. 2015), centre the input, normalise before the activation, or use LeakyReLU, GELU or ELU, whose "
+    "derivative is not zero (Maas et al. 2013; Lu et al. 2019, 'Dying ReLU and initialization')."
+)
+
+
+@dataclass(frozen=True)
+class DeadUnits(Judgement):
+    """Most units of a layer are silent for every input of the last full records.
+
+    Attributes:
+        share: Dead units of all of a layer's. In the labelled corpus the worst layer of a healthy net reaches 0.56 and a sick one
+            0.96 to 1; in units that are alive, 0.44 against 0.04, the middle in log units is 0.13.
+        confirm: 2 full records, each of which looks back on two batches.
+    """
+
+    confirm: int = 2
+    release: int = 2
+    share: float = 0.87
+
+    per_layer: ClassVar[bool] = True
+    full_only: ClassVar[bool] = True
+    EXAMPLES: ClassVar = {
+        "healthy: natural sparsity": Example({("relu", "activation"): [0.3] * 4}, shares={("relu", "dead"): [0.5, 0.4, 0.4, 0.4]}),
+        "sick: a bias far below zero": Example({("relu", "activation"): [0.0] * 4}, shares={("relu", "dead"): [1.0] * 4}),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields each activation whose units are dead; where there is none, the layer whose gradient's rows are."""
+        record = history[-1]
+        dead = record.rows[:, moments.DEAD]
+        sick = [int(index) for index in np.flatnonzero(dead >= self.share)]
+        found = [index for index in sick if record.sites[index].tensor == "activation"]
+        if not found:
+            rows = [index for index in sick if record.sites[index].tensor == "parameter_grad"]
+            judged = [index for index, site in enumerate(record.sites) if site.tensor == "parameter_grad" and dead[index] >= 0]
+            # Everything upstream of silent units is silent as well: the last layer in forward order is where it begins. Where
+            # every matrix is silent, nothing reaches the net at all, which is another fault, or nothing is left to learn.
+            found = rows[-1:] if len(rows) < len(judged) else []
+        for index in found:
+            site = record.sites[index]
+            layer = site.layer if site.tensor == "activation" else names.owner(site.layer)
+            share = float(dead[index])
+            yield Finding(
+                "dead_units",
+                layer,
+                record.step,
+                record.step,
+                "critical" if share > 0.99 else "warning",  # noqa: PLR2004  # all of them: nothing passes at all
+                {"dead_share": share},
+                f"{share:.0%} of the units of {layer} were silent for every input of the last full records",
+                ADVICE,
+            )

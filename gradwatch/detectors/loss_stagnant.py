@@ -1,0 +1,84 @@
+"""The loss does not fall though it should.
+
+What it is mistaken for: a loss at its noise floor (it fell before); slow but steady progress (the last stretch is below the one
+before); a loss that does not mean progress, such as a policy's or a GAN's (it scatters around a level by more than a tenth of it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gradwatch.detectors.base import Example, Judgement
+from gradwatch.history import History
+from gradwatch.records import Finding
+from gradwatch.trends import FIRST
+
+ADVICE = (
+    "Try to overfit one small batch: if the loss stays, the fault is in the program (labels that do not belong to the inputs, a "
+    "detached or frozen layer, a wrong loss), else in the settings (learning rate, scale of the input, too small a model). See the "
+    "other findings first: they name causes."
+)
+
+NORMAL = 1.4826
+"""Standard deviation of a normal distribution over its median absolute deviation."""
+
+MEDIAN = 1.2533
+"""Standard error of a median over that of a mean, for a normal distribution: √(π/2)."""
+
+
+@dataclass(frozen=True)
+class LossStagnant(Judgement):
+    """The loss of the last stretch is where it was at the start, and no lower than in the stretch before.
+
+    Attributes:
+        start: Loss now over the loss at the start, above which nothing was learnt.
+        progress: Fall from one stretch of 30 steps to the next, as a share, that counts as learning.
+        sure: Standard errors of a median by which two levels must differ to be called different.
+        scatter: Spread of the losses of a stretch over the loss at the start, above which they tell nothing.
+        confirm: 30 steps after the two stretches that it takes to compare: 90 in all.
+    """
+
+    confirm: int = 30
+    start: float = 0.93
+    progress: float = 0.01
+    sure: float = 2.0
+    scatter: float = 0.5
+
+    EXAMPLES: ClassVar = {
+        "healthy: falls slowly": Example({("a.weight", "parameter_grad"): [1.0] * 120}, losses=[1 - 0.0008 * i for i in range(120)]),
+        "healthy: at its noise floor": Example(
+            {("a.weight", "parameter_grad"): [1.0] * 150}, losses=[0.5 + 0.5 * 0.9**i + 0.01 * (i % 3) for i in range(150)]
+        ),
+        "sick: nothing is learnt": Example(
+            {("a.weight", "parameter_grad"): [1.0] * 120}, losses=[2.3 + 0.02 * (i % 5) for i in range(120)]
+        ),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields the loss, where the newest record shows it stagnant."""
+        record, trends = history[-1], history.trends
+        stretches = trends.stretches
+        if stretches is None or record.loss is None:
+            return
+        first, (now, before) = trends.first_loss, (float(np.median(part)) for part in stretches)
+        scale = abs(first)
+        spread = NORMAL * float(np.median(np.abs(stretches[0] - now)))
+        error = MEDIAN * spread / len(stretches[0]) ** 0.5
+        fallen = first - now > max((1 - self.start) * scale, self.sure * MEDIAN * spread / FIRST**0.5)
+        falling = before - now > max(self.progress * scale, self.sure * 2**0.5 * error)
+        if spread > self.scatter * scale or fallen or falling:
+            return
+        yield Finding(
+            "loss_stagnant",
+            "loss",
+            record.step,
+            record.step,
+            "warning",
+            {"loss": now, "loss_at_start": first, "best_loss": trends.best_loss},
+            f"the loss is {now:.4g} and was {first:.4g} at the start; it has not fallen over the last {len(stretches[0])} steps",
+            ADVICE,
+        )

@@ -1,0 +1,92 @@
+"""The loss oscillates strongly, or runs away.
+
+What it is mistaken for: the bump of the first steps; one odd batch; cyclic learning rates, whose loss swings and still falls;
+losses of either sign that mean no progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gradwatch.detectors.base import Example, Judgement
+from gradwatch.history import History
+from gradwatch.records import Finding
+from gradwatch.trends import Trends
+
+ADVICE = (
+    "Lower the learning rate or the momentum (a step above 2/curvature overshoots), warm the learning rate up, clip the gradient's "
+    "norm (Pascanu et al. 2013), and check for outliers, for weights of single samples, and for the sign of the loss."
+)
+
+
+@dataclass(frozen=True)
+class LossUnstable(Judgement):
+    """The loss is far above its start, in the median of the last ten steps.
+
+    Attributes:
+        above: Loss over the loss at the start. The largest single loss of a healthy run is 4.4 times its start (2.3 in 19 of 20),
+            the median of ten stays below; unstable runs lie at 20 to 1e25.
+        unlearnt: Loss of a whole stretch over the loss at the start, above which training has made it worse and keeps it so.
+        erratic: Spread of that stretch over its level, that tells overshooting from a mere offset.
+        runaway: Size of the loss over its size at the start, once it also moves ``accelerates`` times as far in a stretch as in the
+            one before: a loss without a lower bound, or of the wrong sign.
+        confirm: 5 steps.
+    """
+
+    confirm: int = 5
+    above: float = 3.0
+    unlearnt: float = 1.15
+    erratic: float = 0.05
+    runaway: float = 30.0
+    accelerates: float = 3.0
+
+    EXAMPLES: ClassVar = {
+        "healthy: one odd batch": Example(
+            {("a.weight", "parameter_grad"): [1.0] * 40}, losses=[1.0] * 20 + [9.0] + [0.9] * 19
+        ),
+        "sick: worse than untrained": Example(
+            {("a.weight", "parameter_grad"): [1.0] * 80}, losses=[1.0] * 3 + [1.5 + 0.5 * (i % 3) for i in range(77)]
+        ),
+        "sick: the wrong sign": Example(
+            {("a.weight", "parameter_grad"): [1.0] * 120}, losses=[-2.0 * 1.06**i for i in range(120)]
+        ),
+        "sick: overshoots": Example(
+            {("a.weight", "parameter_grad"): [1.0] * 40}, losses=[1.0] * 5 + [20.0 + 15 * (i % 2) for i in range(35)]
+        ),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields the loss, where it is far above its start in the newest record."""
+        record, trends = history[-1], history.trends
+        if record.loss is None or not np.isfinite(record.loss):
+            return
+        first, now = trends.first_loss, trends.loss
+        if now > first + (self.above - 1) * abs(first):
+            message = f"the loss is {now:.4g} in the median of the last steps and was {first:.4g} at the start"
+        elif self._is_unlearnt(trends):
+            message = f"the loss swings around {now:.4g}, and was {first:.4g} at the start: training makes it worse"
+        elif self._runs_away(trends):
+            message = f"the loss runs away, faster and faster: it is {now:.4g} and was {first:.4g} at the start"
+        else:
+            return
+        evidence = {"loss": now, "loss_at_start": first}
+        yield Finding("loss_unstable", "loss", record.step, record.step, "critical", evidence, message, ADVICE)
+
+    def _is_unlearnt(self, trends: Trends) -> bool:
+        stretch = trends.last_stretch
+        if stretch is None:
+            return False
+        level = float(np.median(stretch))
+        worse = level > trends.first_loss + (self.unlearnt - 1) * abs(trends.first_loss)
+        return worse and float(np.median(np.abs(stretch - level))) > self.erratic * abs(level)
+
+    def _runs_away(self, trends: Trends) -> bool:
+        stretches = trends.stretches
+        if stretches is None or abs(trends.loss) < self.runaway * abs(trends.first_loss):
+            return False
+        moved, moved_before = (float(part[-1] - part[0]) for part in stretches)
+        return abs(moved) > self.accelerates * abs(moved_before) and moved * trends.loss > 0

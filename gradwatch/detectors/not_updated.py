@@ -1,0 +1,119 @@
+"""A gradient arrives, and the weight never moves.
+
+What it is mistaken for: warm-up from a learning rate of zero (the first step alone); a schedule that has come to its end (the
+weight did move before); a converged net; a gradient so small that its update is rightly lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gradwatch import names
+from gradwatch.detectors.base import Example, Judgement
+from gradwatch.history import History
+from gradwatch.records import Finding
+
+ADVICE = (
+    "Check that the optimizer was built from the parameters of this very model (not of a copy, nor before layers were replaced or "
+    "moved), that it holds them all, and that the learning rate is not zero. With weights in float16 or bfloat16 an update under "
+    "2⁻¹¹ or 2⁻⁸ of the weight is rounded away: keep float32 master weights (Micikevicius et al. 2018). If the layer is meant to "
+    "rest, set requires_grad to False."
+)
+
+
+@dataclass(frozen=True)
+class NotUpdated(Judgement):
+    """In every full record so far the update of a parameter with a gradient was exactly zero.
+
+    Attributes:
+        gradient: A gradient's rms over the largest of the step, under which it need not move anything: 1e-3 leaves out biases
+            before a normalisation, whose gradient is rounding noise.
+        confirm: 2 full records: the first step of a warm-up may stand still.
+    """
+
+    confirm: int = 2
+    release: int = 2
+    gradient: float = 1e-3
+
+    per_layer: ClassVar[bool] = True
+    full_only: ClassVar[bool] = True
+    EXAMPLES: ClassVar = {
+        "healthy: a schedule that ends": Example(
+            {("a.weight", "parameter_grad"): [1.0] * 6, ("a.weight", "update"): [0.1, 0.1, 0.1, 0.0, 0.0, 0.0]}
+        ),
+        "sick: in no optimizer": Example(
+            {
+                ("a.weight", "parameter_grad"): [1.0] * 6,
+                ("a.weight", "update"): [0.0] * 6,
+                ("b.weight", "parameter_grad"): [1.0] * 6,
+                ("b.weight", "update"): [0.1] * 6,
+            }
+        ),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields each layer that has a gradient and has never moved."""
+        record, trends = history[-1], history.trends
+        where = trends.where(record.sites)
+        level = trends.level[where]
+        gradients = {site.layer: level[index] for index, site in enumerate(record.sites) if site.tensor == "parameter_grad"}
+        flowing = [value for value in gradients.values() if np.isfinite(value)]
+        if not flowing:
+            return
+        bound = max(flowing) + np.log10(self.gradient)
+        named: set[str] = set()
+        for index, site in enumerate(record.sites):
+            still = site.tensor == "update" and level[index] == -np.inf and np.isnan(trends.usual[where[index]])
+            layer = names.owner(site.layer)
+            if not still or layer in named or not gradients.get(site.layer, -np.inf) > bound:
+                continue
+            named.add(layer)
+            yield Finding(
+                "not_updated",
+                layer,
+                record.step,
+                record.step,
+                "critical",
+                {"gradient_rms": float(10 ** gradients[site.layer]), "update_rms": 0.0},
+                f"{site.layer} gets a gradient of rms {10 ** gradients[site.layer]:.1e} and has never moved",
+                ADVICE,
+            )
+
+
+@dataclass(frozen=True)
+class NeverStepped(Judgement):
+    """Gradients arrive, and no optimizer step is ever taken.
+
+    Attributes:
+        passes: Backward passes without a first step. More than micro-batches are accumulated for, and more than the overflows with
+            which a loss scaler of 65536 starts (16 halvings at most).
+    """
+
+    passes: int = 20
+
+    reads_skipped: ClassVar[bool] = True
+    EXAMPLES: ClassVar = {
+        "healthy: steps": Example({("a.weight", "parameter_grad"): [1.0] * 30}),
+        "sick: a condition that is never true": Example({("a.weight", "parameter_grad"): [1.0] * 30}, skipped=True),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields the whole model, where nothing has ever stepped."""
+        record, idle = history[-1], history.trends.idle
+        if idle < self.passes:
+            return
+        yield Finding(
+            "not_updated",
+            names.ROOT,
+            record.step,
+            record.step,
+            "critical",
+            {"backward_passes": idle},
+            f"after {idle} backward passes no optimizer has taken a step",
+            "Look at the condition under which optimizer.step() is called (an accumulation counter that is never reached), and at "
+            "whether the optimizer that steps is the one that is watched.",
+        )

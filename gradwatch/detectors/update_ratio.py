@@ -1,0 +1,107 @@
+"""Steps of the wrong size: the update is a large part of the weight, or none worth the name.
+
+What it is mistaken for: warm-up and the first steps of zero-initialised weights, whose ratio is large or infinite; a net that
+learns, whatever its ratios are; fine-tuning with a small learning rate (the loss moves); a run that has come to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gradwatch import names
+from gradwatch.detectors.base import Example, Judgement
+from gradwatch.history import History
+from gradwatch.records import Finding, Record
+
+LARGE = (
+    "Lower the learning rate (of this layer's parameter group, if it has its own): about 1e-3 per step is usual (Karpathy's rule of "
+    "thumb), and at a tenth of the weight each step throws away what the steps before it learnt. Warm-up and clipping help too."
+)
+SMALL = (
+    "Raise the learning rate: at this pace a weight needs more steps than there are to change by its own size. About 1e-3 of the "
+    "weight per step is usual (Karpathy's rule of thumb). Check schedules and parameter groups for a factor too many."
+)
+
+
+@dataclass(frozen=True)
+class UpdateRatio(Judgement):
+    """‖Δw‖/‖w‖ of a matrix is far too large, or that of every matrix far too small, while the net does not learn.
+
+    Attributes:
+        large: Ratio of one matrix. Healthy runs stay under 0.062, median 0.007; steps that are too large take 0.03 to 5.
+        replace: Ratio of one matrix in a single step that replaced it, after which the loss is above its start.
+        small: Ratio of every matrix. Healthy runs have one above 1.7e-3 (19 of 20), sick ones none above 1e-9; learning rates that
+            are merely timid lie between.
+        skip: Full records at the start that are not judged: zero-initialised weights, Adam's first steps.
+        confirm: 3 full records.
+    """
+
+    confirm: int = 3
+    release: int = 2
+    large: float = 0.1
+    replace: float = 1.0
+    small: float = 1e-5
+    skip: int = 1
+
+    full_only: ClassVar[bool] = True
+    EXAMPLES: ClassVar = {
+        "healthy: learns with large steps": Example(
+            {("a.weight", "parameter"): [1.0] * 8, ("a.weight", "update"): [0.3] * 8}, losses=[0.5**step for step in range(8)]
+        ),
+        "sick: every step replaces the weights": Example(
+            {("a.weight", "parameter"): [1.0] * 8, ("a.weight", "update"): [0.5] * 8}, losses=[2.3] * 8
+        ),
+        "sick: a learning rate of 1e-9": Example(
+            {("a.weight", "parameter"): [1.0] * 8, ("a.weight", "update"): [1e-9] * 8}, losses=[2.3] * 8
+        ),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields the matrix with the largest ratio, where it or all of them are out of bounds."""
+        record, trends = history[-1], history.trends
+        if trends.learning is not False:
+            return
+        pairs = _pairs(record)
+        if not pairs:
+            return
+        updates, weights = (trends.where(record.sites)[list(side)] for side in zip(*pairs, strict=True))
+        settled = trends.seen[updates] > self.skip
+        with np.errstate(invalid="ignore"):  # a weight of exactly zero has no ratio
+            ratio = trends.level[updates] - trends.level[weights]
+        replaced = np.isfinite(ratio) & (ratio > np.log10(self.replace)) & (trends.loss > trends.first_loss)
+        ratio[~settled & ~replaced] = np.nan
+        if not np.isfinite(ratio).any():
+            return
+        worst = int(np.argmax(np.where(np.isfinite(ratio), ratio, -np.inf)))
+        value = float(10 ** ratio[worst])
+        layer = names.owner(record.sites[pairs[worst][0]].layer)
+        if value > self.large:
+            message = f"each step moves {layer} by {value:.0%} of its size, and the loss does not fall"
+        elif value < self.small and settled.all():
+            message = f"no weight matrix moves by more than {value:.1e} of its size a step, and the loss does not fall"
+        else:
+            return
+        yield Finding(
+            "update_ratio",
+            layer,
+            record.step,
+            record.step,
+            "warning",
+            {"update_ratio": value},
+            message,
+            LARGE if value > self.large else SMALL,
+        )
+
+
+def _pairs(record: Record) -> list[tuple[int, int]]:
+    """(update, weight) of each matrix of the record, by index."""
+    at = {(site.layer, site.tensor): index for index, site in enumerate(record.sites)}
+    return [
+        (index, at[site.layer, "parameter"])
+        for index, site in enumerate(record.sites)
+        if site.tensor == "update" and len(site.shape) > 1 and (site.layer, "parameter") in at and "Embedding" not in site.type
+    ]
