@@ -5,6 +5,7 @@ GradWatchError                    every exception of gradwatch; also the built-i
 ├── NothingToWatch(ValueError)      no parameters, or globs that select no layer
 ├── AlreadyWatched(RuntimeError)    a model that another open watch observes
 ├── WatchClosed(RuntimeError)       a watch that is used after ``close()``
+├── NotTraced(LookupError)          what the traced pass did not show: no gradient, no such layer, several calls
 ├── LogdirError(OSError)            a log directory that cannot be written
 ├── RunError(ValueError)            a path that holds no recorded run, or one of another version
 └── UnhealthyTraining(RuntimeError) raised on a finding, where ``on_finding="raise"`` asks for it
@@ -38,6 +39,10 @@ class AlreadyWatched(GradWatchError, RuntimeError):
 
 class WatchClosed(GradWatchError, RuntimeError):
     """The watch was closed before."""
+
+
+class NotTraced(GradWatchError, LookupError):
+    """The traced pass did not show what was asked for: no gradient arrived, no such layer, or a choice between several calls."""
 
 
 class LogdirError(GradWatchError, OSError):

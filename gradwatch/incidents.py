@@ -35,7 +35,9 @@ def group(findings: Sequence[Finding]) -> list[Incident]:
     """
     causes: dict[int, int] = {}
     for index in range(len(findings)):
-        cause = next((other for other in range(len(findings)) if _explains(findings, other, index)), None)
+        possible = (other for other in range(len(findings)) if _explains(findings, other, index))
+        # Kinds that bring each other about, in however wide a circle, must not all be consequences: one of them stays the cause.
+        cause = next((other for other in possible if _root(causes, other) != index), None)
         if cause is not None:
             causes[index] = cause
     folded: dict[int, list[Finding]] = {index: [] for index in range(len(findings)) if index not in causes}
@@ -58,8 +60,6 @@ def _explains(findings: Sequence[Finding], other: int, index: int) -> bool:
 
 
 def _root(causes: dict[int, int], index: int) -> int:
-    seen = {index}
-    while index in causes and causes[index] not in seen:
+    while index in causes:
         index = causes[index]
-        seen.add(index)
     return index

@@ -18,7 +18,7 @@ WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_
 """Attributes that are wrappers wherever they stand."""
 
 MODULE_WRAPPERS = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
-"""Classes whose attribute ``module`` is the wrapped model; elsewhere ``module`` is an ordinary name."""
+"""Classes whose attribute ``module`` is the wrapped model, as is their heirs'; elsewhere ``module`` is an ordinary name."""
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -49,7 +49,7 @@ def _walk(module: nn.Module, path: tuple[str, ...], seen: set[int]) -> Iterator[
 
 
 def _is_wrapper(module: nn.Module) -> bool:
-    if type(module).__name__ in MODULE_WRAPPERS:
+    if any(kind.__name__ in MODULE_WRAPPERS for kind in type(module).__mro__):
         return True
     return any(name in WRAPPER_SEGMENTS for name, _ in module.named_children())
 

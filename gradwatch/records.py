@@ -11,6 +11,7 @@ from gradwatch.moments import CALLS, COUNT, Array
 
 TensorName = Literal["activation", "activation_grad", "input_grad", "parameter", "parameter_grad", "update"]
 TENSORS: tuple[TensorName, ...] = get_args(TensorName)
+"""What is observed of a layer (the first three) and of a parameter."""
 
 Kind = Literal[
     "vanishing_gradient",
@@ -27,6 +28,7 @@ Kind = Literal[
     "loss_unstable",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+"""What can be found."""
 
 Severity = Literal["warning", "critical"]
 
@@ -96,7 +98,7 @@ class Record:
         return int(self.rows[:, CALLS].sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Finding:
     """One thing that is wrong, at one layer, over a stretch of steps.
 
@@ -119,6 +121,17 @@ class Finding:
     evidence: dict[str, float] = field(default_factory=dict)
     message: str = ""
     advice: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Finding):
+            return NotImplemented
+        mine, theirs = self.to_dict(), other.to_dict()
+        here, there = mine.pop("evidence"), theirs.pop("evidence")
+        # A loss that became NaN is evidence as well, and equal to itself.
+        same = here.keys() == there.keys() and np.array_equal(list(here.values()), [there[name] for name in here], equal_nan=True)
+        return same and bool(mine == theirs)
+
+    __hash__ = None  # type: ignore[assignment]  # evidence is a dict
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""

@@ -7,23 +7,27 @@ from collections.abc import Sequence
 
 from gradwatch import moments, names, statistics
 from gradwatch.history import History
-from gradwatch.records import Finding, Record
+from gradwatch.records import Finding, Record, Site
 
 COLUMNS = ("layer", "type", "activation rms", "dL/da rms", "dL/dW rms", "update ratio", "status")
 
 
 def table(history: History, findings: Sequence[Finding]) -> list[tuple[str, ...]]:
-    """One row for each layer, under ``COLUMNS``, in forward order; from the newest record that sampled activations."""
-    record = next((record for record in reversed(list(history)) if record.full), None)
-    if record is None:
+    """One row for each layer, under ``COLUMNS``, in forward order; from the newest record that sampled activations.
+
+    Where none is kept, the newest record has to do.
+    """
+    if not len(history):
         return []
+    record = next((record for record in reversed(list(history)) if record.full), history[-1])
     figures = _figures(record)
+    owners = {site.layer: _layer(site) for site in record.sites}
     return [
         (
             printable(layer),
-            kind,
+            printable(kind),
             *(_number(figures.get((layer, column))) for column in COLUMNS[2:6]),
-            _status(layer, findings, history),
+            _status([finding for finding in findings if owners.get(finding.layer, finding.layer) == layer], history[-1].step),
         )
         for layer, kind in _layers(record).items()
     ]
@@ -53,7 +57,7 @@ def describe(finding: Finding) -> str:
     """A finding in two lines: what was seen, and what to try."""
     steps = f"step {finding.first_step}" + (f"–{finding.last_step}" if finding.last_step > finding.first_step else "")
     return (
-        f"{finding.severity}: {finding.kind} at {printable(finding.layer)}, {steps}: {printable(finding.message)}\n"
+        f"{printable(f'{finding.severity}: {finding.kind} at {finding.layer}')}, {steps}: {printable(finding.message)}\n"
         f"    try: {printable(finding.advice)}"
     )
 
@@ -67,9 +71,12 @@ def _layers(record: Record) -> dict[str, str]:
     """Layer → type, in forward order; a parameter counts for the layer that owns it."""
     layers: dict[str, str] = {}
     for site in record.sites:
-        own = site.tensor in ("activation", "activation_grad", "input_grad")
-        layers.setdefault(site.layer if own else names.owner(site.layer), site.type)
+        layers.setdefault(_layer(site), site.type)
     return layers
+
+
+def _layer(site: Site) -> str:
+    return names.owner(site.layer) if site.tensor in ("parameter", "parameter_grad", "update") else site.layer
 
 
 def _figures(record: Record) -> dict[tuple[str, str], float]:
@@ -95,10 +102,9 @@ def _figures(record: Record) -> dict[tuple[str, str], float]:
     return figures
 
 
-def _status(layer: str, findings: Sequence[Finding], history: History) -> str:
-    last = history[-1].step if len(history) else 0
-    here = [finding for finding in findings if layer in (finding.layer, names.owner(finding.layer))]
-    return ", ".join(f"{finding.kind}{'' if finding.last_step >= last - 1 else ' (over)'}" for finding in here) or "ok"
+def _status(findings: Sequence[Finding], last: int) -> str:
+    said = (f"{finding.kind}{'' if finding.last_step >= last - 1 else ' (over)'}" for finding in findings)
+    return printable(", ".join(said)) or "ok"
 
 
 def _number(value: float | None) -> str:

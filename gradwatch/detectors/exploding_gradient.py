@@ -94,12 +94,12 @@ class ExplodingOverDepth(Judgement):
 
     Attributes:
         factor: The largest rms of an output gradient over that of the last layer, dimensionless. In the labelled corpus healthy
-            nets reach 4 and exploding ones 1e4, from the first step on; the middle of the gap in log units is 200.
+            nets reach 4 and exploding ones 200 to 1e4, from the first step on.
         confirm: 2 full records.
     """
 
     confirm: int = 2
-    factor: float = 200.0
+    factor: float = 100.0
 
     full_only: ClassVar[bool] = True
     breaks: ClassVar[bool] = True

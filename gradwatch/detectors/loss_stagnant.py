@@ -36,7 +36,8 @@ class LossStagnant(Judgement):
 
     Attributes:
         start: Loss now over the loss at the start, above which nothing was learnt.
-        progress: Fall from one stretch of 30 steps to the next, as a share, that counts as learning.
+        progress: Fall from one stretch of 30 steps to the next, as a share, that counts as learning: 2 % make the 7 % of ``start``
+            in the 90 steps that are waited for.
         sure: Standard errors of a median by which two levels must differ to be called different.
         scatter: Spread of the losses of a stretch over the loss at the start, above which they tell nothing.
         confirm: 30 steps after the two stretches that it takes to compare: 90 in all.
@@ -44,7 +45,7 @@ class LossStagnant(Judgement):
 
     confirm: int = 30
     start: float = 0.93
-    progress: float = 0.01
+    progress: float = 0.02
     sure: float = 2.0
     scatter: float = 0.5
 

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradwatch.detectors.base import Example, Judgement
+from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import Trends
+from gradwatch.trends import Trends, is_gradient
 
 ADVICE = (
     "Lower the learning rate or the momentum (a step above 2/curvature overshoots), warm the learning rate up, clip the gradient's "
@@ -32,8 +32,9 @@ class LossUnstable(Judgement):
             the median of ten stays below; unstable runs lie at 20 to 1e25.
         unlearnt: Loss of a whole stretch over the loss at the start, above which training has made it worse and keeps it so.
         erratic: Spread of that stretch over its level, that tells overshooting from a mere offset.
-        runaway: Size of the loss over its size at the start, once it also moves ``accelerates`` times as far in a stretch as in the
-            one before: a loss without a lower bound, or of the wrong sign.
+        runaway: Size of the loss over its size at the start, for a loss without a lower bound, or of the wrong sign: once it moves
+            ``accelerates`` times as far in a stretch as in the one before, and half of the gradients are ``grown`` times their
+            start. A bounded loss that falls from about zero (a cosine) accelerates too, but its gradients do not grow.
         confirm: 5 steps.
     """
 
@@ -41,8 +42,9 @@ class LossUnstable(Judgement):
     above: float = 3.0
     unlearnt: float = 1.15
     erratic: float = 0.05
-    runaway: float = 30.0
+    runaway: float = 5.0
     accelerates: float = 3.0
+    grown: float = 5.0
 
     EXAMPLES: ClassVar = {
         "healthy: one odd batch": Example(
@@ -52,7 +54,7 @@ class LossUnstable(Judgement):
             {("a.weight", "parameter_grad"): [1.0] * 80}, losses=[1.0] * 3 + [1.5 + 0.5 * (i % 3) for i in range(77)]
         ),
         "sick: the wrong sign": Example(
-            {("a.weight", "parameter_grad"): [1.0] * 120}, losses=[-2.0 * 1.06**i for i in range(120)]
+            {("a.weight", "parameter_grad"): geometric(0.1, 1.05, 120)}, losses=[-2.0 * 1.06**i for i in range(120)]
         ),
         "sick: overshoots": Example(
             {("a.weight", "parameter_grad"): [1.0] * 40}, losses=[1.0] * 5 + [20.0 + 15 * (i % 2) for i in range(35)]
@@ -69,7 +71,7 @@ class LossUnstable(Judgement):
             message = f"the loss is {now:.4g} in the median of the last steps and was {first:.4g} at the start"
         elif self._is_unlearnt(trends):
             message = f"the loss swings around {now:.4g}, and was {first:.4g} at the start: training makes it worse"
-        elif self._runs_away(trends):
+        elif self._runs_away(history):
             message = f"the loss runs away, faster and faster: it is {now:.4g} and was {first:.4g} at the start"
         else:
             return
@@ -84,9 +86,15 @@ class LossUnstable(Judgement):
         worse = level > trends.first_loss + (self.unlearnt - 1) * abs(trends.first_loss)
         return worse and float(np.median(np.abs(stretch - level))) > self.erratic * abs(level)
 
-    def _runs_away(self, trends: Trends) -> bool:
+    def _runs_away(self, history: History) -> bool:
+        record, trends = history[-1], history.trends
         stretches = trends.stretches
         if stretches is None or abs(trends.loss) < self.runaway * abs(trends.first_loss):
             return False
         moved, moved_before = (float(part[-1] - part[0]) for part in stretches)
-        return abs(moved) > self.accelerates * abs(moved_before) and moved * trends.loss > 0
+        if abs(moved) < self.accelerates * abs(moved_before) or moved * trends.loss < 0:
+            return False
+        where = trends.where(record.sites)[is_gradient(record.sites)]
+        with np.errstate(invalid="ignore"):  # a zero gradient has a level of -inf
+            growth = trends.level[where] - trends.start[where]
+        return bool(np.isfinite(growth).any()) and float(np.median(growth[np.isfinite(growth)])) > np.log10(self.grown)
