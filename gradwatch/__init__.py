@@ -4,6 +4,7 @@ from gradwatch import detectors, errors, writers
 from gradwatch.codec import load
 from gradwatch.history import History
 from gradwatch.records import KINDS, Finding, Incident, Record, Site
+from gradwatch.replay import check
 from gradwatch.watch import Watch, watch
 
 __version__ = "0.1.0"
@@ -16,6 +17,7 @@ __all__ = [
     "Record",
     "Site",
     "Watch",
+    "check",
     "detectors",
     "errors",
     "load",

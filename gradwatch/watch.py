@@ -19,12 +19,13 @@ from torch.optim import Optimizer
 
 from gradwatch import moments
 from gradwatch.capture.activations import Activations
+from gradwatch.capture.engine import in_transform
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.layout import Layout
 from gradwatch.capture.parameters import Parameters
 from gradwatch.capture.selection import Selection, held, select, strangers
 from gradwatch.capture.transfer import Tape, Transfer
-from gradwatch.detectors import DEFAULT, Detector, Ledger
+from gradwatch.detectors import DEFAULT, Detector, Ledger, name_of
 from gradwatch.errors import AlreadyWatched, GradWatchWarning, InvalidSetting, UnhealthyTraining, WatchClosed
 from gradwatch.history import History
 from gradwatch.incidents import group
@@ -240,6 +241,8 @@ class Watch:
             WatchClosed: After ``close()``.
         """
         self._refuse_closed("loss")
+        if in_transform():
+            return value
         with self._guarded():
             loss = value.detach().mean().clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
             if self._loss_follows is None:
@@ -435,7 +438,7 @@ class Watch:
         self._announce()
 
     def _criterion(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.requires_grad:  # else it is a validation loss
+        if isinstance(output, Tensor) and output.requires_grad and not in_transform():  # else it is no training loss
             self._tape.add_scalar("criterion", output.detach().mean())
 
     def _seal(self, *, skipped: bool) -> None:
@@ -495,7 +498,7 @@ class Watch:
                 self._say(type(writer).__name__, error, f"the writer {type(writer).__name__} failed and is not used any more")
 
     def _drop_detector(self, detector: Detector, error: Exception) -> None:
-        name = getattr(detector, "__name__", type(detector).__name__)
+        name = name_of(detector)
         self._say(name, error, f"the detector {name} failed and is not used any more")
 
     def _say(self, what: str, error: Exception, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradwatch.detectors.bad_scale import BadScale, Symmetry
-from gradwatch.detectors.base import Detector, Example, Judgement, Ledger, News
+from gradwatch.detectors.base import Detector, Example, Judgement, Ledger, News, name_of
 from gradwatch.detectors.dead_units import DeadUnits
 from gradwatch.detectors.exploding_gradient import ExplodingGradient, ExplodingOverDepth
 from gradwatch.detectors.loss_stagnant import LossStagnant
@@ -57,4 +57,5 @@ __all__ = [
     "UpdateRatio",
     "VanishingGradient",
     "ZeroGradient",
+    "name_of",
 ]

@@ -15,7 +15,8 @@ import numpy as np
 from gradwatch import moments, names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
-from gradwatch.records import Finding, Record
+from gradwatch.records import Finding
+from gradwatch.trends import Sites, per_sites
 
 LARGE = (
     "Normalise the input and the targets (zero mean, unit variance; LeCun et al. 1998, 'Efficient BackProp'), initialise weights "
@@ -66,7 +67,7 @@ class BadScale(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the first layer in forward order that is out of bounds."""
         record, trends = history[-1], history.trends
-        outputs = _outputs(record)
+        outputs = _outputs(record.sites)
         if not outputs:
             return
         where = trends.where(record.sites)[outputs]
@@ -76,7 +77,7 @@ class BadScale(Judgement):
         faint = lasting & (np.maximum(level, start) < np.log10(self.small))
         with np.errstate(invalid="ignore"):
             grown = level - start
-        slack = np.log10(self.runaway) if trends.learning is not False else 0.0
+        slack = np.log10(self.runaway) if trends.losses.learning is not False else 0.0
         blown = lasting & (level > np.log10(self.later) + slack) & (grown > np.log10(self.growth) + slack)
         sick = np.flatnonzero(far | faint | blown)
         if not len(sick):
@@ -149,18 +150,13 @@ UNSCALED = ("Identity", "Dropout", "Softmax", "Flatten", "Unflatten", "Embedding
 """Types whose output is no matter of weights: what passes through, a probability, a table's entry."""
 
 
-def _outputs(record: Record) -> list[int]:
-    """The record's outputs that nothing takes back, in forward order."""
-    outputs = [index for index, site in enumerate(record.sites) if site.tensor == "activation"]
-    following = [record.sites[index].type for index in outputs[1:]] + [""]
+@per_sites
+def _outputs(sites: Sites) -> list[int]:
+    """The positions of the outputs that nothing takes back, in forward order."""
+    outputs = [index for index, site in enumerate(sites) if site.tensor == "activation"]
+    following = [sites[index].type for index in outputs[1:]] + [""]
     return [
         index
         for index, after in zip(outputs, following, strict=True)
-        if not _is_norm(after) and not record.sites[index].type.startswith(UNSCALED)
+        if "Norm" not in after and not sites[index].type.startswith(UNSCALED)
     ]
-
-
-def _is_norm(kind: str) -> bool:
-    return "Norm" in kind
-
-

@@ -22,6 +22,11 @@ Detector = Callable[[History], Iterator[Finding]]
 """Yields what it sees in the newest record of a history, as findings of that one step; acts on nothing."""
 
 
+def name_of(detector: Detector) -> str:
+    """What a detector is called: the name of the function, or of the class."""
+    return str(getattr(detector, "__name__", type(detector).__name__))
+
+
 @dataclass(frozen=True)
 class Judgement:
     """Settings that every detector of gradwatch has; a plain function is taken as a detector with these.

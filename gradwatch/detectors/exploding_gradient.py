@@ -17,6 +17,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding
+from gradwatch.trends import Sites, gradients, per_sites
 
 OVER_STEPS = (
     "Lower the learning rate or warm it up, and clip the gradient's norm (torch.nn.utils.clip_grad_norm_; Pascanu et al. 2013). "
@@ -62,27 +63,27 @@ class ExplodingGradient(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the layer with the largest growth, where the newest record shows one over the bound."""
         record, trends = history[-1], history.trends
-        known = trends.learning is not None
-        if known and not trends.last_loss > self.worse * abs(trends.first_loss):
+        losses = trends.losses
+        known = losses.learning is not None
+        if known and not losses.last > losses.times(self.worse):
             return
         bound = self.growth if known else self.blind
-        gradients = [index for index, site in enumerate(record.sites) if site.tensor == "parameter_grad"]
-        where = trends.where(record.sites)[gradients]
+        where = trends.where(record.sites)[gradients(record.sites)]
         with np.errstate(invalid="ignore"):  # a zero gradient has a level of -inf
             growth = trends.level[where] - trends.usual[where]
         if not (growth > np.log10(bound)).any():
             return
         worst = int(np.nanargmax(growth))
         factor = float(10 ** growth[worst])
-        layer = names.owner(record.sites[gradients[worst]].layer)
-        loss = f"and the loss went from {trends.first_loss:.3g} to {trends.last_loss:.3g}" if known else "over several steps"
+        layer = names.owner(record.sites[gradients(record.sites)[worst]].layer)
+        loss = f"and the loss went from {losses.first:.3g} to {losses.last:.3g}" if known else "over several steps"
         yield Finding(
             "exploding_gradient",
             layer,
             record.step,
             record.step,
             "critical",
-            {"growth": factor, "gradient_rms": float(10 ** trends.level[where[worst]]), "loss": trends.last_loss},
+            {"growth": factor, "gradient_rms": float(10 ** trends.level[where[worst]]), "loss": losses.last},
             f"the gradient of {layer} is {factor:.3g} times what it usually was, {loss}",
             OVER_STEPS,
         )
@@ -115,10 +116,10 @@ class ExplodingOverDepth(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the layer with the largest output gradient, where it is over the bound in the newest record."""
         record, trends = history[-1], history.trends
-        outputs = [index for index, site in enumerate(record.sites) if site.tensor == "activation_grad"]
+        outputs = _output_gradients(record.sites)
         level = trends.level[trends.where(record.sites)[outputs]]
         flowing = np.flatnonzero(np.isfinite(level))
-        if len(flowing) < 3 or trends.learning:  # growth over depth needs depth
+        if len(flowing) < 3 or trends.losses.learning:  # growth over depth needs depth
             return
         top = flowing[int(np.argmax(level[flowing]))]
         factor = float(10 ** (level[top] - level[flowing[-1]]))
@@ -135,3 +136,9 @@ class ExplodingOverDepth(Judgement):
             f"on its way back from {last} to {first} the gradient grows {factor:.3g} times",
             OVER_DEPTH,
         )
+
+
+@per_sites
+def _output_gradients(sites: Sites) -> list[int]:
+    """The positions of the gradients of outputs, in forward order."""
+    return [index for index, site in enumerate(sites) if site.tensor == "activation_grad"]

@@ -10,21 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from gradwatch.detectors.base import Example, Judgement
 from gradwatch.history import History
+from gradwatch.losses import FIRST, STRETCH
 from gradwatch.records import Finding
-from gradwatch.trends import FIRST
 
 ADVICE = (
     "Try to overfit one small batch: if the loss stays, the fault is in the program (labels that do not belong to the inputs, a "
     "detached or frozen layer, a wrong loss), else in the settings (learning rate, scale of the input, too small a model). See the "
     "other findings first: they name causes."
 )
-
-NORMAL = 1.4826
-"""Standard deviation of a normal distribution over its median absolute deviation."""
 
 MEDIAN = 1.2533
 """Standard error of a median over that of a mean, for a normal distribution: √(π/2)."""
@@ -61,16 +56,14 @@ class LossStagnant(Judgement):
 
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the loss, where the newest record shows it stagnant."""
-        record, trends = history[-1], history.trends
-        stretches = trends.stretches
-        if stretches is None or record.loss is None:
+        record, losses = history[-1], history.trends.losses
+        now, before = losses.stretch(), losses.stretch_before()
+        if now is None or before is None or record.loss is None:
             return
-        first, (now, before) = trends.first_loss, (float(np.median(part)) for part in stretches)
-        scale = abs(first)
-        spread = NORMAL * float(np.median(np.abs(stretches[0] - now)))
-        error = MEDIAN * spread / len(stretches[0]) ** 0.5
-        fallen = first - now > max((1 - self.start) * scale, self.sure * MEDIAN * spread / FIRST**0.5)
-        falling = before - now > max(self.progress * scale, self.sure * 2**0.5 * error)
+        scale, spread = abs(losses.first), now.spread
+        fallen = losses.first - now.level > max((1 - self.start) * scale, self.sure * MEDIAN * spread / FIRST**0.5)
+        error = MEDIAN * spread * (2 / STRETCH) ** 0.5
+        falling = before.level - now.level > max(self.progress * scale, self.sure * error)
         if spread > self.scatter * scale or fallen or falling:
             return
         yield Finding(
@@ -79,7 +72,7 @@ class LossStagnant(Judgement):
             record.step,
             record.step,
             "warning",
-            {"loss": now, "loss_at_start": first, "best_loss": trends.best_loss},
-            f"the loss is {now:.4g} and was {first:.4g} at the start; it has not fallen over the last {len(stretches[0])} steps",
+            {"loss": now.level, "loss_at_start": losses.first},
+            f"the loss is {now.level:.4g} and was {losses.first:.4g} at the start; it has not fallen over the last {STRETCH} steps",
             ADVICE,
         )

@@ -6,6 +6,7 @@ losses of either sign that mean no progress.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,8 +15,9 @@ import numpy as np
 
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
+from gradwatch.losses import Losses
 from gradwatch.records import Finding
-from gradwatch.trends import Trends, is_gradient
+from gradwatch.trends import gradients
 
 ADVICE = (
     "Lower the learning rate or the momentum (a step above 2/curvature overshoots), warm the learning rate up, clip the gradient's "
@@ -41,7 +43,7 @@ class LossUnstable(Judgement):
     confirm: int = 5
     above: float = 3.0
     unlearnt: float = 1.15
-    erratic: float = 0.05
+    erratic: float = 0.07
     runaway: float = 5.0
     accelerates: float = 3.0
     grown: float = 5.0
@@ -63,13 +65,13 @@ class LossUnstable(Judgement):
 
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the loss, where it is far above its start in the newest record."""
-        record, trends = history[-1], history.trends
-        if record.loss is None or not np.isfinite(record.loss):
+        record, losses = history[-1], history.trends.losses
+        if record.loss is None or not math.isfinite(record.loss):
             return
-        first, now = trends.first_loss, trends.loss
-        if now > first + (self.above - 1) * abs(first):
+        first, now = losses.first, losses.present
+        if now > losses.times(self.above):
             message = f"the loss is {now:.4g} in the median of the last steps and was {first:.4g} at the start"
-        elif self._is_unlearnt(trends):
+        elif self._is_unlearnt(losses):
             message = f"the loss swings around {now:.4g}, and was {first:.4g} at the start: training makes it worse"
         elif self._runs_away(history):
             message = f"the loss runs away, faster and faster: it is {now:.4g} and was {first:.4g} at the start"
@@ -78,23 +80,24 @@ class LossUnstable(Judgement):
         evidence = {"loss": now, "loss_at_start": first}
         yield Finding("loss_unstable", "loss", record.step, record.step, "critical", evidence, message, ADVICE)
 
-    def _is_unlearnt(self, trends: Trends) -> bool:
-        stretch = trends.last_stretch
-        if stretch is None:
+    def _is_unlearnt(self, losses: Losses) -> bool:
+        if losses.present < losses.first or (stretch := losses.stretch()) is None:
             return False
-        level = float(np.median(stretch))
-        worse = level > trends.first_loss + (self.unlearnt - 1) * abs(trends.first_loss)
-        return worse and float(np.median(np.abs(stretch - level))) > self.erratic * abs(level)
+        return stretch.level > losses.times(self.unlearnt) and stretch.spread > self.erratic * abs(stretch.level)
 
     def _runs_away(self, history: History) -> bool:
         record, trends = history[-1], history.trends
-        stretches = trends.stretches
-        if stretches is None or abs(trends.loss) < self.runaway * abs(trends.first_loss):
+        losses = trends.losses
+        if abs(losses.present) < self.runaway * abs(losses.first):
             return False
-        moved, moved_before = (float(part[-1] - part[0]) for part in stretches)
-        if abs(moved) < self.accelerates * abs(moved_before) or moved * trends.loss < 0:
+        now, before = losses.stretch(), losses.stretch_before()
+        if now is None or before is None:
             return False
-        where = trends.where(record.sites)[is_gradient(record.sites)]
+        moved, moved_before = (part.losses[-1] - part.losses[0] for part in (now, before))
+        if abs(moved) < self.accelerates * abs(moved_before) or moved * losses.present < 0:
+            return False
+        where = trends.where(record.sites)[gradients(record.sites)]
         with np.errstate(invalid="ignore"):  # a zero gradient has a level of -inf
             growth = trends.level[where] - trends.start[where]
-        return bool(np.isfinite(growth).any()) and float(np.median(growth[np.isfinite(growth)])) > np.log10(self.grown)
+        growth = growth[np.isfinite(growth)]
+        return len(growth) > 0 and float(np.median(growth)) > np.log10(self.grown)

@@ -75,7 +75,7 @@ class Saturated(Judgement):
         """Yields each saturated activation of the newest record."""
         record, trends = history[-1], history.trends
         early = record.step - history.first_step <= self.first
-        if not early and trends.learning is not False:
+        if not early and trends.losses.learning is not False:
             return
         closed = record.rows[:, moments.CLOSED]
         zeros = {

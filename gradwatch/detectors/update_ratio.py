@@ -15,7 +15,8 @@ import numpy as np
 from gradwatch import names
 from gradwatch.detectors.base import Example, Judgement
 from gradwatch.history import History
-from gradwatch.records import Finding, Record
+from gradwatch.records import Finding
+from gradwatch.trends import Sites, per_sites
 
 LARGE = (
     "Lower the learning rate (of this layer's parameter group, if it has its own): about 1e-3 per step is usual (Karpathy's rule of "
@@ -63,16 +64,16 @@ class UpdateRatio(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the matrix with the largest ratio, where it or all of them are out of bounds."""
         record, trends = history[-1], history.trends
-        if trends.learning is not False:
+        if trends.losses.learning is not False:
             return
-        pairs = _pairs(record)
+        pairs = _pairs(record.sites)
         if not pairs:
             return
         updates, weights = (trends.where(record.sites)[list(side)] for side in zip(*pairs, strict=True))
         settled = trends.seen[updates] > self.skip
         with np.errstate(invalid="ignore"):  # a weight of exactly zero has no ratio
             ratio = trends.level[updates] - trends.level[weights]
-        replaced = np.isfinite(ratio) & (ratio > np.log10(self.replace)) & (trends.loss > trends.first_loss)
+        replaced = np.isfinite(ratio) & (ratio > np.log10(self.replace)) & (trends.losses.present > trends.losses.first)
         ratio[~settled & ~replaced] = np.nan
         if not np.isfinite(ratio).any():
             return
@@ -97,11 +98,12 @@ class UpdateRatio(Judgement):
         )
 
 
-def _pairs(record: Record) -> list[tuple[int, int]]:
-    """(update, weight) of each matrix of the record, by index."""
-    at = {(site.layer, site.tensor): index for index, site in enumerate(record.sites)}
+@per_sites
+def _pairs(sites: Sites) -> list[tuple[int, int]]:
+    """(update, weight) of each matrix, by position."""
+    at = {(site.layer, site.tensor): index for index, site in enumerate(sites)}
     return [
         (index, at[site.layer, "parameter"])
-        for index, site in enumerate(record.sites)
+        for index, site in enumerate(sites)
         if site.tensor == "update" and len(site.shape) > 1 and (site.layer, "parameter") in at and "Embedding" not in site.type
     ]

@@ -17,7 +17,8 @@ import numpy as np
 from gradwatch import names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
-from gradwatch.records import Finding, Record
+from gradwatch.records import Finding
+from gradwatch.trends import Sites, per_sites
 
 ADVICE = (
     "Every activation on the way multiplies the gradient by its derivative, for a sigmoid at most 1/4. Use an activation of the "
@@ -65,8 +66,8 @@ class VanishingGradient(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the most starved layer, where the newest record shows one."""
         record, trends = history[-1], history.trends
-        matrices = _matrices(record)
-        if len(matrices) < 2 or trends.learning:  # a share needs a matrix to be a share of
+        matrices = _matrices(record.sites)
+        if len(matrices) < 2 or trends.losses.learning:  # a share needs a matrix to be a share of
             return
         where = trends.where(record.sites)[matrices]
         level, usual, recent = trends.level[where], trends.usual[where], trends.recent[where]
@@ -75,7 +76,7 @@ class VanishingGradient(Judgement):
             return
         top = float(np.max(level[flowing]))
         starved = flowing & (level < top + np.log10(self.share)) & ~(recent > usual + np.log10(self.rise))
-        if trends.learning is None:
+        if trends.losses.learning is None:
             starved &= self._resting(history, matrices)
         if not starved.any():
             return
@@ -112,10 +113,11 @@ class VanishingGradient(Judgement):
         return np.asarray(moved < np.nanmax(moved) - 3)
 
 
-def _matrices(record: Record) -> list[int]:
-    """The record's gradients of weight matrices and convolutions, without embeddings, in forward order."""
+@per_sites
+def _matrices(sites: Sites) -> list[int]:
+    """The positions of the gradients of weight matrices and convolutions, without embeddings, in forward order."""
     return [
         index
-        for index, site in enumerate(record.sites)
+        for index, site in enumerate(sites)
         if site.tensor == "parameter_grad" and len(site.shape) > 1 and "Embedding" not in site.type
     ]

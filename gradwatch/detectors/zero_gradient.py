@@ -93,7 +93,7 @@ class ZeroGradient(Judgement):
             )
 
     def _is_solved(self, trends: Trends) -> bool:
-        return bool(abs(trends.loss) <= self.solved * abs(trends.first_loss))
+        return bool(abs(trends.losses.present) <= self.solved * abs(trends.losses.first))
 
     @staticmethod
     def _weighty(history: History, cut: Flags) -> Flags:
