@@ -12,7 +12,7 @@ from gradwatch.capture import units
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
 
-SYMMETRIC_START = 3
+SYMMETRIC_START = 12
 """Full records in which rows are compared: symmetry is a matter of initialisation, and broken or not after the first updates."""
 
 

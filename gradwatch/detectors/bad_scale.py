@@ -43,9 +43,11 @@ class BadScale(Judgement):
         growth: rms over its start.
         runaway: ``later`` and ``growth`` times this are out of bounds even where the loss falls: it may be of the wrong sign.
         confirm: 2 full records.
+        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
     confirm: int = 2
+    span: int = 10
     release: int = 2
     large: float = 15.0
     small: float = 1e-3
@@ -103,9 +105,11 @@ class Symmetry(Judgement):
     Attributes:
         alike: Share of rows that equal another one. Random rows: 0. Constant ones: 1. Half and half would be a design.
         confirm: 2 full records: zero-initialised rows differ after the first update.
+        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
     confirm: int = 2
+    span: int = 10
     release: int = 2
     alike: float = 0.875
 

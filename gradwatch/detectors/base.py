@@ -33,10 +33,12 @@ class Judgement:
 
     Attributes:
         confirm: Records in a row that have to show it before it is said.
+        span: Steps that these records have to cover, so that full records at every step are not believed sooner.
         release: Records in a row that have to be clean of it before it is over.
     """
 
     confirm: int = 1
+    span: int = 0
     release: int = 10
 
     per_layer: ClassVar[bool] = False
@@ -134,7 +136,7 @@ class Ledger:
             case.streak, case.clean, case.sighting, case.last_step = case.streak + 1, 0, sighting, step
             if case.number is not None:
                 self._findings[case.number] = replace(self._findings[case.number], last_step=step)
-            elif case.streak >= settings.confirm:
+            elif case.streak >= settings.confirm and step - case.first_step >= settings.span:
                 raised.append(self._raise(case))
         for key in [key for key in cases if key not in seen]:
             case = cases[key]

@@ -33,9 +33,11 @@ class DeadUnits(Judgement):
         share: Dead units of all of a layer's. In the labelled corpus the worst layer of a healthy net reaches 0.56 and a sick one
             0.96 to 1; in units that are alive, 0.44 against 0.04, the middle in log units is 0.13.
         confirm: 2 full records, each of which looks back on two batches.
+        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
     confirm: int = 2
+    span: int = 10
     release: int = 2
     share: float = 0.87
 

@@ -97,9 +97,11 @@ class ExplodingOverDepth(Judgement):
         factor: The largest rms of an output gradient over that of the last layer, dimensionless. In the labelled corpus healthy
             nets reach 4 and exploding ones 200 to 1e4, from the first step on.
         confirm: 2 full records.
+        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
     confirm: int = 2
+    span: int = 10
     factor: float = 100.0
 
     full_only: ClassVar[bool] = True

@@ -33,9 +33,11 @@ class NotUpdated(Judgement):
         gradient: A gradient's rms over the largest of the step, under which it need not move anything: 1e-3 leaves out biases
             before a normalisation, whose gradient is rounding noise.
         confirm: 2 full records: the first step of a warm-up may stand still.
+        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
     confirm: int = 2
+    span: int = 10
     release: int = 2
     gradient: float = 1e-3
 

@@ -49,9 +49,11 @@ class Saturated(Judgement):
         later: Share later on, while the net does not learn.
         first: Steps that count as the start.
         confirm: 2 full records.
+        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
     confirm: int = 2
+    span: int = 10
     release: int = 2
     start: float = 0.6
     later: float = 0.75

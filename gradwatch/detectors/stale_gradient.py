@@ -32,9 +32,11 @@ class StaleGradient(Judgement):
         left: What was left over what is there at the step, the median over the parameters, dimensionless. Cleared gradients leave
             exactly 0; uncleared ones between a half (two steps) and 1 (many).
         confirm: 2 full records.
+        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
     confirm: int = 2
+    span: int = 10
     release: int = 2
     left: float = 0.1
 

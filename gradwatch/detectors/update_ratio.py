@@ -37,16 +37,18 @@ class UpdateRatio(Judgement):
         replace: Ratio of one matrix in a single step that replaced it, after which the loss is above its start.
         small: Ratio of every matrix. Healthy runs have one above 1.7e-3 (19 of 20), sick ones none above 1e-9; learning rates that
             are merely timid lie between.
-        skip: Full records at the start that are not judged: zero-initialised weights, Adam's first steps.
+        skip: Steps at the start that are not judged: zero-initialised weights, Adam's first steps.
         confirm: 3 full records.
+        span: 20 steps: the distance of as many full records at the default cadence.
     """
 
     confirm: int = 3
+    span: int = 20
     release: int = 2
     large: float = 0.1
     replace: float = 1.0
     small: float = 1e-5
-    skip: int = 1
+    skip: int = 10
 
     full_only: ClassVar[bool] = True
     EXAMPLES: ClassVar = {
@@ -70,7 +72,7 @@ class UpdateRatio(Judgement):
         if not pairs:
             return
         updates, weights = (trends.where(record.sites)[list(side)] for side in zip(*pairs, strict=True))
-        settled = trends.seen[updates] > self.skip
+        settled = (trends.seen[updates] > 1) & (record.step - history.first_step >= self.skip)
         with np.errstate(invalid="ignore"):  # a weight of exactly zero has no ratio
             ratio = trends.level[updates] - trends.level[weights]
         replaced = np.isfinite(ratio) & (ratio > np.log10(self.replace)) & (trends.losses.present > trends.losses.first)
