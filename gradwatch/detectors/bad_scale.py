@@ -61,9 +61,9 @@ class BadScale(Judgement):
             {("fc", "activation"): geometric(1.0, 1.2, 28)}, losses=geometric(9.0, 0.8, 28)
         ),
         "healthy: taken back by a norm": Example(
-            {("fc", "activation"): [80.0] * 4, ("norm", "activation"): [1.0] * 4}, types={"norm": "BatchNorm1d"}
+            {("fc", "activation"): [80.0] * 24, ("norm", "activation"): [1.0] * 24}, types={"norm": "BatchNorm1d"}
         ),
-        "sick: weights of unit variance": Example({(f"{i}", "activation"): [5.0**i] * 4 for i in range(1, 5)}),
+        "sick: weights of unit variance": Example({(f"{i}", "activation"): [5.0**i] * 24 for i in range(1, 5)}),
     }
 
     def __call__(self, history: History) -> Iterator[Finding]:
@@ -116,12 +116,12 @@ class Symmetry(Judgement):
     full_only: ClassVar[bool] = True
     EXAMPLES: ClassVar = {
         "healthy: zero at first": Example(
-            {("fc.weight", "parameter"): [0.0, 0.1, 0.1], ("fc.weight", "parameter_grad"): [1.0] * 3},
-            shares={("fc.weight", "alike"): [1.0, 0.0, 0.0]},
+            {("fc.weight", "parameter"): [0.0] + [0.1] * 23, ("fc.weight", "parameter_grad"): [1.0] * 24},
+            shares={("fc.weight", "alike"): [1.0] + [0.0] * 23},
         ),
         "sick: a constant": Example(
-            {("fc.weight", "parameter"): [0.1] * 3, ("fc.weight", "parameter_grad"): [1.0] * 3},
-            shares={("fc.weight", "alike"): [1.0] * 3},
+            {("fc.weight", "parameter"): [0.1] * 24, ("fc.weight", "parameter_grad"): [1.0] * 24},
+            shares={("fc.weight", "alike"): [1.0] * 24},
         ),
     }
 
@@ -161,6 +161,6 @@ def _outputs(sites: Sites) -> list[int]:
     following = [sites[index].type for index in outputs[1:]] + [""]
     return [
         index
-        for index, after in zip(outputs, following, strict=True)
+        for index, after in zip(outputs, following, strict=False)  # without outputs nothing follows
         if "Norm" not in after and not sites[index].type.startswith(UNSCALED)
     ]

@@ -44,8 +44,8 @@ class DeadUnits(Judgement):
     per_layer: ClassVar[bool] = True
     full_only: ClassVar[bool] = True
     EXAMPLES: ClassVar = {
-        "healthy: natural sparsity": Example({("relu", "activation"): [0.3] * 4}, shares={("relu", "dead"): [0.5, 0.4, 0.4, 0.4]}),
-        "sick: a bias far below zero": Example({("relu", "activation"): [0.0] * 4}, shares={("relu", "dead"): [1.0] * 4}),
+        "healthy: natural sparsity": Example({("relu", "activation"): [0.3] * 24}, shares={("relu", "dead"): [0.5, 0.4] * 12}),
+        "sick: a bias far below zero": Example({("relu", "activation"): [0.0] * 24}, shares={("relu", "dead"): [1.0] * 24}),
     }
 
     def __call__(self, history: History) -> Iterator[Finding]:

@@ -108,10 +108,10 @@ class ExplodingOverDepth(Judgement):
     breaks: ClassVar[bool] = True
     EXAMPLES: ClassVar = {
         "healthy: a pre-norm transformer": Example(
-            {(f"{depth}", "activation_grad"): [value] * 4 for depth, value in enumerate([8.0, 4.0, 2.0, 1.0])}
+            {(f"{depth}", "activation_grad"): [value] * 24 for depth, value in enumerate([8.0, 4.0, 2.0, 1.0])}
         ),
         "sick: recurrent weights of gain 2": Example(
-            {(f"{depth}", "activation_grad"): [value] * 4 for depth, value in enumerate([*geometric(1e6, 0.1, 6), 1.0])}
+            {(f"{depth}", "activation_grad"): [value] * 24 for depth, value in enumerate([*geometric(1e6, 0.1, 6), 1.0])}
         ),
     }
 

@@ -45,14 +45,14 @@ class NotUpdated(Judgement):
     full_only: ClassVar[bool] = True
     EXAMPLES: ClassVar = {
         "healthy: a schedule that ends": Example(
-            {("a.weight", "parameter_grad"): [1.0] * 6, ("a.weight", "update"): [0.1, 0.1, 0.1, 0.0, 0.0, 0.0]}
+            {("a.weight", "parameter_grad"): [1.0] * 24, ("a.weight", "update"): [0.1] * 6 + [0.0] * 18}
         ),
         "sick: in no optimizer": Example(
             {
-                ("a.weight", "parameter_grad"): [1.0] * 6,
-                ("a.weight", "update"): [0.0] * 6,
-                ("b.weight", "parameter_grad"): [1.0] * 6,
-                ("b.weight", "update"): [0.1] * 6,
+                ("a.weight", "parameter_grad"): [1.0] * 24,
+                ("a.weight", "update"): [0.0] * 24,
+                ("b.weight", "parameter_grad"): [1.0] * 24,
+                ("b.weight", "update"): [0.1] * 24,
             }
         ),
     }

@@ -69,7 +69,7 @@ class Saturated(Judgement):
             types={"out": "Sigmoid"},
         ),
         "sick: pixels from 0 to 255": Example(
-            {("act", "input_grad"): [0.1] * 4}, losses=[2.3] * 4, shares={("act", "closed"): [0.98] * 4}, types={"act": "Sigmoid"}
+            {("act", "input_grad"): [0.1] * 24}, losses=[2.3] * 24, shares={("act", "closed"): [0.98] * 24}, types={"act": "Sigmoid"}
         ),
     }
 

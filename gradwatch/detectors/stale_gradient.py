@@ -42,9 +42,9 @@ class StaleGradient(Judgement):
 
     full_only: ClassVar[bool] = True
     EXAMPLES: ClassVar = {
-        "healthy: cleared": Example({("fc.weight", "parameter_grad"): [1.0] * 4}, shares={("fc.weight", "stale"): [0.0] * 4}),
+        "healthy: cleared": Example({("fc.weight", "parameter_grad"): [1.0] * 24}, shares={("fc.weight", "stale"): [0.0] * 24}),
         "sick: never cleared": Example(
-            {("fc.weight", "parameter_grad"): [1.0, 2.0, 3.0, 4.0]}, shares={("fc.weight", "stale"): [0.0, 0.5, 0.67, 0.75]}
+            {("fc.weight", "parameter_grad"): [1.0 + step for step in range(24)]}, shares={("fc.weight", "stale"): [step / (step + 1) for step in range(24)]}
         ),
     }
 

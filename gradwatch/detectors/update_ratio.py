@@ -53,13 +53,13 @@ class UpdateRatio(Judgement):
     full_only: ClassVar[bool] = True
     EXAMPLES: ClassVar = {
         "healthy: learns with large steps": Example(
-            {("a.weight", "parameter"): [1.0] * 8, ("a.weight", "update"): [0.3] * 8}, losses=[0.5**step for step in range(8)]
+            {("a.weight", "parameter"): [1.0] * 48, ("a.weight", "update"): [0.3] * 48}, losses=[0.5**step for step in range(48)]
         ),
         "sick: every step replaces the weights": Example(
-            {("a.weight", "parameter"): [1.0] * 8, ("a.weight", "update"): [0.5] * 8}, losses=[2.3] * 8
+            {("a.weight", "parameter"): [1.0] * 48, ("a.weight", "update"): [0.5] * 48}, losses=[2.3] * 48
         ),
         "sick: a learning rate of 1e-9": Example(
-            {("a.weight", "parameter"): [1.0] * 8, ("a.weight", "update"): [1e-9] * 8}, losses=[2.3] * 8
+            {("a.weight", "parameter"): [1.0] * 48, ("a.weight", "update"): [1e-9] * 48}, losses=[2.3] * 48
         ),
     }
 

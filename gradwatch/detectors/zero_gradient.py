@@ -55,7 +55,9 @@ class ZeroGradient(Judgement):
             {("a.weight", "parameter_grad"): [1.0, None] * 20, ("b.weight", "parameter_grad"): [None, 1.0] * 20}
         ),
         "healthy: a bias alone": Example({("a.weight", "parameter_grad"): [1.0] * 30, ("a.bias", "parameter_grad"): [0.0] * 30}),
-        "healthy: a solved problem": Example({("a.weight", "parameter_grad"): [0.0] * 30}, losses=geometric(1.0, 0.5, 30)),
+        "healthy: a solved problem": Example(
+            {("a.weight", "parameter_grad"): [1.0] * 20 + [0.0] * 80}, losses=[*geometric(1.0, 0.5, 20), *[0.0] * 80]
+        ),
         "sick: behind a detached tensor": Example(
             {("a.weight", "parameter_grad"): [None] * 30, ("b.weight", "parameter_grad"): [1.0] * 30}
         ),
