@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradwatch.names import printable
 from gradwatch.records import Finding, Incident, Kind
 
 FOLLOWS: dict[Kind, frozenset[Kind]] = {
@@ -20,12 +21,15 @@ FOLLOWS: dict[Kind, frozenset[Kind]] = {
 """Kind → the kinds that bring it about. NaN comes from a blow-up, a blow-up from a step too large, a dead start from a bad scale;
 a gradient vanishes upstream of saturated or dead units; what gets no gradient is not updated; a net that cannot learn stalls."""
 
+SLACK = 10
+"""Steps by which a cause may be seen after its consequence: it may take a full record to see it, and those are a cadence apart."""
+
 
 def group(findings: Sequence[Finding]) -> list[Incident]:
     """Folds findings under the one that explains them.
 
-    A finding follows from another one of a kind that brings it about and that began no later and was not over before; and, for
-    the same kind at another layer (a cut branch silences every layer behind it), from the first of that step.
+    A finding follows from another one of a kind that brings it about and that began no later, give or take ``SLACK``, and was not
+    over before; and, for the same kind at another layer (a cut branch silences every layer behind it), from the first of its time.
 
     Args:
         findings: In order of ``first_step``.
@@ -49,13 +53,13 @@ def group(findings: Sequence[Finding]) -> list[Incident]:
 
 def _explains(findings: Sequence[Finding], other: int, index: int) -> bool:
     cause, finding = findings[other], findings[index]
-    overlap = cause.first_step <= finding.first_step <= cause.last_step + 1
+    overlap = cause.first_step - SLACK <= finding.first_step <= cause.last_step + 1
     if other == index or not overlap:
         return False
     if cause.kind == finding.kind:
-        return other < index and cause.first_step == finding.first_step
+        return other < index and finding.first_step - cause.first_step <= SLACK
     # Of two kinds that can bring each other about, the one that came first did.
-    mutual = finding.kind in FOLLOWS.get(cause.kind, frozenset()) and finding.first_step == cause.first_step
+    mutual = finding.kind in FOLLOWS.get(cause.kind, frozenset())
     return cause.kind in FOLLOWS.get(finding.kind, frozenset()) and not (mutual and other > index)
 
 
@@ -63,3 +67,20 @@ def _root(causes: dict[int, int], index: int) -> int:
     while index in causes:
         index = causes[index]
     return index
+
+
+def tell(incident: Incident) -> str:
+    """An incident in two lines: the first cause with everything that follows from it, and what to try."""
+    cause = incident.cause
+    steps = f"step {cause.first_step}" + (f"–{cause.last_step}" if cause.last_step > cause.first_step else "")
+    after: dict[str, list[str]] = {}
+    for finding in incident.consequences:
+        after.setdefault(finding.kind, []).append(finding.layer)
+    chain = "".join(f" → {kind} at {_some(layers)}" for kind, layers in after.items())
+    return printable(f"{cause.severity}: {cause.kind} at {cause.layer}, {steps}: {cause.message}{chain}") + (
+        f"\n    try: {printable(cause.advice)}" if cause.advice else ""
+    )
+
+
+def _some(layers: Sequence[str]) -> str:
+    return ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")

@@ -66,3 +66,8 @@ def selects(name: str, include: Iterable[str], exclude: Iterable[str]) -> bool:
 
 def _matches(name: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(name, glob) or fnmatchcase(owner(name), glob) for glob in globs)
+
+
+def printable(text: str) -> str:
+    """One line on which nothing acts: control, format and unpaired characters of a name appear as their Python escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from gradwatch import moments, names, statistics
 from gradwatch.history import History
-from gradwatch.records import Finding, Record, Site
+from gradwatch.incidents import group, tell
+from gradwatch.names import printable
+from gradwatch.records import Finding, Incident, Record, Site
 
 COLUMNS = ("layer", "type", "activation rms", "dL/da rms", "dL/dW rms", "update ratio", "status")
 
@@ -27,7 +29,9 @@ def table(history: History, findings: Sequence[Finding]) -> list[tuple[str, ...]
             printable(layer),
             printable(kind),
             *(_number(figures.get((layer, column))) for column in COLUMNS[2:6]),
-            _status([finding for finding in findings if owners.get(finding.layer, finding.layer) == layer], history[-1].step),
+            _status(
+                [finding for finding in findings if owners.get(finding.layer, finding.layer) == layer], findings, history[-1].step
+            ),
         )
         for layer, kind in _layers(record).items()
     ]
@@ -47,7 +51,7 @@ def render(history: History, findings: Sequence[Finding], unseen: Sequence[str] 
         for row in [COLUMNS, tuple("─" * width for width in widths), *rows]
     ]
     lines += ["", f"{history!r}"]
-    lines += [describe(finding) for finding in findings] or ["nothing found"]
+    lines += [tell(incident) for incident in group(findings)] or ["nothing found"]
     if unseen:
         lines.append(f"not observed (forward never called them): {', '.join(map(printable, unseen))}")
     return "\n".join(lines)
@@ -55,16 +59,7 @@ def render(history: History, findings: Sequence[Finding], unseen: Sequence[str] 
 
 def describe(finding: Finding) -> str:
     """A finding in two lines: what was seen, and what to try."""
-    steps = f"step {finding.first_step}" + (f"–{finding.last_step}" if finding.last_step > finding.first_step else "")
-    return (
-        f"{printable(f'{finding.severity}: {finding.kind} at {finding.layer}')}, {steps}: {printable(finding.message)}\n"
-        f"    try: {printable(finding.advice)}"
-    )
-
-
-def printable(text: str) -> str:
-    """The text with control characters escaped, so that a layer's name cannot move a terminal's cursor."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return tell(Incident(finding))
 
 
 def _layers(record: Record) -> dict[str, str]:
@@ -102,9 +97,18 @@ def _figures(record: Record) -> dict[tuple[str, str], float]:
     return figures
 
 
-def _status(findings: Sequence[Finding], last: int) -> str:
-    said = (f"{finding.kind}{'' if finding.last_step >= last - 1 else ' (over)'}" for finding in findings)
-    return printable(", ".join(said)) or "ok"
+def _status(own: Sequence[Finding], every: Sequence[Finding], last: int) -> str:
+    """What was found at a layer; it is called ok only while nothing in the run is wrong: a fault has one name and many victims."""
+    said = (f"{finding.kind}{'' if _lasts(finding, last) else ' (over)'}" for finding in own)
+    return printable(", ".join(said)) or ("–" if any(_lasts(finding, last) for finding in every) else "ok")
+
+
+def _lasts(finding: Finding, last: int) -> bool:
+    return finding.last_step >= last - CADENCE
+
+
+CADENCE = 10
+"""Steps from the newest record within which a finding still lasts: what only full records show is seen a cadence apart."""
 
 
 def _number(value: float | None) -> str:

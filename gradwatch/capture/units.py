@@ -49,10 +49,12 @@ class SilentUnits:
         """Ends a record: each layer that was seen, and the share of its units that are dead, of shape ()."""
         for layer, awake in self._awake.items():
             before = self._silence.get(layer)
-            first = before is None or before.shape != awake.shape
-            silence = (torch.zeros_like(awake, dtype=torch.int16) if first else before) + 1
+            if before is None or before.shape != awake.shape:
+                silence, window = torch.ones_like(awake, dtype=torch.int16), 1
+            else:
+                silence, window = before + 1, WINDOW
             self._silence[layer] = silence.masked_fill(awake, 0)
-            yield layer, (self._silence[layer] >= (1 if first else WINDOW)).float().mean()
+            yield layer, (self._silence[layer] >= window).float().mean()
         self._awake.clear()
 
 

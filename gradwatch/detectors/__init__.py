@@ -5,35 +5,18 @@ from __future__ import annotations
 from gradwatch.detectors.bad_scale import BadScale, Symmetry
 from gradwatch.detectors.base import Detector, Example, Judgement, Ledger, News, name_of
 from gradwatch.detectors.dead_units import DeadUnits
+from gradwatch.detectors.default import DEFAULT
 from gradwatch.detectors.exploding_gradient import ExplodingGradient, ExplodingOverDepth
 from gradwatch.detectors.loss_stagnant import LossStagnant
 from gradwatch.detectors.loss_unstable import LossUnstable
 from gradwatch.detectors.non_finite import NonFinite
 from gradwatch.detectors.not_updated import NeverStepped, NotUpdated
 from gradwatch.detectors.saturated import Saturated
+from gradwatch.detectors.settings import fit, read, write
 from gradwatch.detectors.stale_gradient import StaleGradient
 from gradwatch.detectors.update_ratio import UpdateRatio
 from gradwatch.detectors.vanishing_gradient import VanishingGradient
 from gradwatch.detectors.zero_gradient import ZeroGradient
-
-DEFAULT: tuple[Detector, ...] = (
-    NonFinite(),
-    ExplodingGradient(),
-    ExplodingOverDepth(),
-    VanishingGradient(),
-    ZeroGradient(),
-    DeadUnits(),
-    Saturated(),
-    BadScale(),
-    Symmetry(),
-    StaleGradient(),
-    NotUpdated(),
-    NeverStepped(),
-    UpdateRatio(),
-    LossStagnant(),
-    LossUnstable(),
-)
-"""What ``watch`` looks for where it is not told otherwise."""
 
 __all__ = [
     "DEFAULT",
@@ -47,8 +30,8 @@ __all__ = [
     "Ledger",
     "LossStagnant",
     "LossUnstable",
-    "News",
     "NeverStepped",
+    "News",
     "NonFinite",
     "NotUpdated",
     "Saturated",
@@ -57,5 +40,8 @@ __all__ = [
     "UpdateRatio",
     "VanishingGradient",
     "ZeroGradient",
+    "fit",
     "name_of",
+    "read",
+    "write",
 ]

@@ -56,10 +56,9 @@ class BadScale(Judgement):
     runaway: float = 10.0
 
     full_only: ClassVar[bool] = True
+    WIDER: ClassVar = {"large": 2.0, "small": 0.5, "later": 2.0, "growth": 2.0}
     EXAMPLES: ClassVar = {
-        "healthy: grows while it learns": Example(
-            {("fc", "activation"): geometric(1.0, 1.2, 28)}, losses=geometric(9.0, 0.8, 28)
-        ),
+        "healthy: grows while it learns": Example({("fc", "activation"): geometric(1.0, 1.2, 28)}, losses=geometric(9.0, 0.8, 28)),
         "healthy: taken back by a norm": Example(
             {("fc", "activation"): [80.0] * 24, ("norm", "activation"): [1.0] * 24}, types={"norm": "BatchNorm1d"}
         ),
@@ -114,6 +113,8 @@ class Symmetry(Judgement):
     alike: float = 0.875
 
     full_only: ClassVar[bool] = True
+    WIDER: ClassVar = {"alike": 0.5}
+    SHARES: ClassVar = frozenset({"alike"})
     EXAMPLES: ClassVar = {
         "healthy: zero at first": Example(
             {("fc.weight", "parameter"): [0.0] + [0.1] * 23, ("fc.weight", "parameter_grad"): [1.0] * 24},
@@ -129,7 +130,9 @@ class Symmetry(Judgement):
         """Yields the first such matrix in forward order."""
         record = history[-1]
         gradient = {
-            site.layer: record.rows[index, moments.RMS] for index, site in enumerate(record.sites) if site.tensor == "parameter_grad"
+            site.layer: record.rows[index, moments.RMS]
+            for index, site in enumerate(record.sites)
+            if site.tensor == "parameter_grad"
         }
         alike = record.rows[:, moments.ALIKE]
         for index in np.flatnonzero(alike >= self.alike):

@@ -53,6 +53,11 @@ class Judgement:
     breaks: ClassVar[bool] = False
     """Whether it foretells a NaN, so that one that follows a sighting confirms it."""
 
+    WIDER: ClassVar[Mapping[str, float]] = {}
+    """Setting → the factor that makes it more tolerant, for ``fit``."""
+    SHARES: ClassVar[frozenset[str]] = frozenset()
+    """Those settings that are shares with 1 as their end: their distance from 1 is what the factor is applied to."""
+
     EXAMPLES: ClassVar[Mapping[str, Example]] = {}
     """Synthetic runs that show what the detector means: ``"healthy…"`` stay silent, ``"sick…"`` are found."""
 

@@ -43,6 +43,8 @@ class DeadUnits(Judgement):
 
     per_layer: ClassVar[bool] = True
     full_only: ClassVar[bool] = True
+    WIDER: ClassVar = {"share": 0.5}
+    SHARES: ClassVar = frozenset({"share"})
     EXAMPLES: ClassVar = {
         "healthy: natural sparsity": Example({("relu", "activation"): [0.3] * 24}, shares={("relu", "dead"): [0.5, 0.4] * 12}),
         "sick: a bias far below zero": Example({("relu", "activation"): [0.0] * 24}, shares={("relu", "dead"): [1.0] * 24}),
@@ -69,7 +71,7 @@ class DeadUnits(Judgement):
                 layer,
                 record.step,
                 record.step,
-                "critical" if share > 0.99 else "warning",  # noqa: PLR2004  # all of them: nothing passes at all
+                "critical" if share > 0.99 else "warning",  # all of them: nothing passes at all
                 {"dead_share": share},
                 f"{share:.0%} of the units of {layer} were silent for every input of the last full records",
                 ADVICE,

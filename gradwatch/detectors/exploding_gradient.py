@@ -47,6 +47,7 @@ class ExplodingGradient(Judgement):
     blind: float = 1e4
 
     breaks: ClassVar[bool] = True
+    WIDER: ClassVar = {"growth": 2.0, "worse": 1.25, "blind": 2.0}
     EXAMPLES: ClassVar = {
         "healthy: large at first": Example({("a.weight", "parameter_grad"): geometric(1e4, 0.7, 30)}, losses=geometric(9, 0.9, 30)),
         "healthy: grows while the loss falls": Example(
@@ -106,6 +107,7 @@ class ExplodingOverDepth(Judgement):
 
     full_only: ClassVar[bool] = True
     breaks: ClassVar[bool] = True
+    WIDER: ClassVar = {"factor": 2.0}
     EXAMPLES: ClassVar = {
         "healthy: a pre-norm transformer": Example(
             {(f"{depth}", "activation_grad"): [value] * 24 for depth, value in enumerate([8.0, 4.0, 2.0, 1.0])}

@@ -44,8 +44,11 @@ class LossStagnant(Judgement):
     sure: float = 2.0
     scatter: float = 0.5
 
+    WIDER: ClassVar = {"confirm": 2}
     EXAMPLES: ClassVar = {
-        "healthy: falls slowly": Example({("a.weight", "parameter_grad"): [1.0] * 120}, losses=[1 - 0.0008 * i for i in range(120)]),
+        "healthy: falls slowly": Example(
+            {("a.weight", "parameter_grad"): [1.0] * 120}, losses=[1 - 0.0008 * i for i in range(120)]
+        ),
         "healthy: at its noise floor": Example(
             {("a.weight", "parameter_grad"): [1.0] * 150}, losses=[0.5 + 0.5 * 0.9**i + 0.01 * (i % 3) for i in range(150)]
         ),

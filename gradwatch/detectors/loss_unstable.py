@@ -48,10 +48,9 @@ class LossUnstable(Judgement):
     accelerates: float = 3.0
     grown: float = 5.0
 
+    WIDER: ClassVar = {"above": 1.5, "unlearnt": 1.25, "runaway": 2.0}
     EXAMPLES: ClassVar = {
-        "healthy: one odd batch": Example(
-            {("a.weight", "parameter_grad"): [1.0] * 40}, losses=[1.0] * 20 + [9.0] + [0.9] * 19
-        ),
+        "healthy: one odd batch": Example({("a.weight", "parameter_grad"): [1.0] * 40}, losses=[1.0] * 20 + [9.0] + [0.9] * 19),
         "sick: worse than untrained": Example(
             {("a.weight", "parameter_grad"): [1.0] * 80}, losses=[1.0] * 3 + [1.5 + 0.5 * (i % 3) for i in range(77)]
         ),

@@ -43,6 +43,7 @@ class NotUpdated(Judgement):
 
     per_layer: ClassVar[bool] = True
     full_only: ClassVar[bool] = True
+    WIDER: ClassVar = {"gradient": 2.0}
     EXAMPLES: ClassVar = {
         "healthy: a schedule that ends": Example(
             {("a.weight", "parameter_grad"): [1.0] * 24, ("a.weight", "update"): [0.1] * 6 + [0.0] * 18}
@@ -98,6 +99,7 @@ class NeverStepped(Judgement):
     passes: int = 20
 
     reads_skipped: ClassVar[bool] = True
+    WIDER: ClassVar = {"passes": 2}
     EXAMPLES: ClassVar = {
         "healthy: steps": Example({("a.weight", "parameter_grad"): [1.0] * 30}),
         "sick: a condition that is never true": Example({("a.weight", "parameter_grad"): [1.0] * 30}, skipped=True),

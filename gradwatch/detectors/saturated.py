@@ -19,9 +19,11 @@ from gradwatch.history import History
 from gradwatch.records import Finding
 
 ONE_SIDED = frozenset(
-    "ReLU LeakyReLU PReLU RReLU ReLU6 ELU CELU SELU GELU SiLU Mish Hardswish Softplus Threshold Hardshrink Softshrink Tanhshrink "
-    "LogSigmoid GLU".split()
-)
+    {
+        "ReLU", "LeakyReLU", "PReLU", "RReLU", "ReLU6", "ELU", "CELU", "SELU", "GELU", "SiLU", "Mish", "Hardswish", "Softplus",
+        "Threshold", "Hardshrink", "Softshrink", "Tanhshrink", "LogSigmoid", "GLU",
+    }
+)  # fmt: skip
 """Activations that are flat on one side by design: closed there, they are sparse."""
 
 ADVICE = {
@@ -30,7 +32,7 @@ ADVICE = {
         "initialise with Xavier (Glorot & Bengio 2010), or put a normalisation layer before it. A ReLU-family activation does not "
         "saturate on the side where it is open."
     ),
-    "softmax": "Scale the scores: attention by 1/√d (Vaswani et al. 2017); or raise the temperature, or normalise queries and keys.",
+    "softmax": "Scale the scores: attention by 1/√d (Vaswani et al. 2017); raise the temperature, or normalise queries and keys.",
     "sigmoid": (
         "If it is the output: targets outside 0…1 need a linear output; for probabilities leave the sigmoid out and use "
         "BCEWithLogitsLoss, whose gradient does not pass through it (PyTorch documentation of BCEWithLogitsLoss). If it is hidden: "
@@ -61,6 +63,8 @@ class Saturated(Judgement):
 
     per_layer: ClassVar[bool] = True
     full_only: ClassVar[bool] = True
+    WIDER: ClassVar = {"start": 0.5, "later": 0.5}
+    SHARES: ClassVar = frozenset({"start", "later"})
     EXAMPLES: ClassVar = {
         "healthy: a confident output of a net that learns": Example(
             {("out", "input_grad"): [0.1] * 40},
@@ -69,7 +73,10 @@ class Saturated(Judgement):
             types={"out": "Sigmoid"},
         ),
         "sick: pixels from 0 to 255": Example(
-            {("act", "input_grad"): [0.1] * 24}, losses=[2.3] * 24, shares={("act", "closed"): [0.98] * 24}, types={"act": "Sigmoid"}
+            {("act", "input_grad"): [0.1] * 24},
+            losses=[2.3] * 24,
+            shares={("act", "closed"): [0.98] * 24},
+            types={"act": "Sigmoid"},
         ),
     }
 
@@ -100,6 +107,6 @@ class Saturated(Judgement):
                 record.step,
                 "critical",
                 {"closed_share": share},
-                f"{share:.0%} of the elements of {site.layer} ({site.type}) are in its flat region, where almost no gradient passes",
+                f"{share:.0%} of the elements of {site.layer} ({site.type}) lie where it is flat, and almost no gradient passes",
                 advice,
             )

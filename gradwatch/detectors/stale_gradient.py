@@ -41,10 +41,12 @@ class StaleGradient(Judgement):
     left: float = 0.1
 
     full_only: ClassVar[bool] = True
+    WIDER: ClassVar = {"left": 2.0}
     EXAMPLES: ClassVar = {
         "healthy: cleared": Example({("fc.weight", "parameter_grad"): [1.0] * 24}, shares={("fc.weight", "stale"): [0.0] * 24}),
         "sick: never cleared": Example(
-            {("fc.weight", "parameter_grad"): [1.0 + step for step in range(24)]}, shares={("fc.weight", "stale"): [step / (step + 1) for step in range(24)]}
+            {("fc.weight", "parameter_grad"): [1.0 + step for step in range(24)]},
+            shares={("fc.weight", "stale"): [step / (step + 1) for step in range(24)]},
         ),
     }
 
@@ -66,6 +68,6 @@ class StaleGradient(Judgement):
             record.step,
             "critical",
             {"left_over": left, "parameters": len(told)},
-            f"before the step's first backward pass .grad still held {left:.0%} of what it held at the step, in {len(told)} parameters",
+            f"before a step's first backward pass .grad still held {left:.0%} of what it held at the step ({len(told)} parameters)",
             ADVICE,
         )

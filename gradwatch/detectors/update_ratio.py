@@ -19,8 +19,8 @@ from gradwatch.records import Finding
 from gradwatch.trends import Sites, per_sites
 
 LARGE = (
-    "Lower the learning rate (of this layer's parameter group, if it has its own): about 1e-3 per step is usual (Karpathy's rule of "
-    "thumb), and at a tenth of the weight each step throws away what the steps before it learnt. Warm-up and clipping help too."
+    "Lower the learning rate (of this layer's parameter group, if it has its own): about 1e-3 per step is usual (Karpathy's rule "
+    "of thumb), and at a tenth of the weight each step throws away what the steps before it learnt. Warm-up and clipping help too."
 )
 SMALL = (
     "Raise the learning rate: at this pace a weight needs more steps than there are to change by its own size. About 1e-3 of the "
@@ -51,6 +51,7 @@ class UpdateRatio(Judgement):
     skip: int = 10
 
     full_only: ClassVar[bool] = True
+    WIDER: ClassVar = {"large": 2.0, "replace": 2.0, "small": 0.5}
     EXAMPLES: ClassVar = {
         "healthy: learns with large steps": Example(
             {("a.weight", "parameter"): [1.0] * 48, ("a.weight", "update"): [0.3] * 48}, losses=[0.5**step for step in range(48)]

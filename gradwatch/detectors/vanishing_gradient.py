@@ -42,6 +42,7 @@ class VanishingGradient(Judgement):
     share: float = 3e-4
     rise: float = 2.0
 
+    WIDER: ClassVar = {"share": 0.5}
     EXAMPLES: ClassVar = {
         "healthy: all gradients shrink together": Example(
             {

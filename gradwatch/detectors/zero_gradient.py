@@ -50,6 +50,7 @@ class ZeroGradient(Judgement):
     solved: float = 1e-3
 
     per_layer: ClassVar[bool] = True
+    WIDER: ClassVar = {"confirm": 2, "rest": 2, "patience": 2.0}
     EXAMPLES: ClassVar = {
         "healthy: trained in turns": Example(
             {("a.weight", "parameter_grad"): [1.0, None] * 20, ("b.weight", "parameter_grad"): [None, 1.0] * 20}

@@ -17,8 +17,10 @@ class Writer(Protocol):
         """Takes a record, after all earlier ones."""
 
     def report(self, finding: Finding) -> None:
-        """Takes a finding, before the record that confirmed it; later in its final form, with the same ``kind``, ``layer``
-        and ``first_step`` and its true ``last_step``."""
+        """Takes a finding before the record that confirmed it, and once it is over in its final form.
+
+        The final form has the same ``kind``, ``layer`` and ``first_step``, and the true ``last_step``.
+        """
 
     def close(self) -> None:
         """Lets go of every file; nothing comes afterwards."""
