@@ -221,7 +221,6 @@ def merge(first: Array, second: Array) -> Array:
         out[:, SHARES] = np.where(np.isnan(a[:, SHARES]), b[:, SHARES], np.where(np.isnan(b[:, SHARES]), a[:, SHARES], shares))
     out[:, COUNT], out[:, CALLS] = count, a[:, CALLS] + b[:, CALLS]
     out = np.where(a[:, [COUNT]] == 0, b, np.where(b[:, [COUNT]] == 0, a, out))
-    out[:, CALLS] = a[:, CALLS] + b[:, CALLS]
     return _narrow(out).reshape(first.shape)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 
 from gradwatch import moments
 from gradwatch.capture.activations import Activations
-from gradwatch.capture.engine import in_transform
+from gradwatch.capture.engine import computed_at, in_transform, now
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.layout import Layout
 from gradwatch.capture.parameters import Parameters
@@ -85,7 +86,9 @@ def watch(
         GradWatchWarning: An optimizer holds none of the model's parameters. Its steps are recorded all the same.
     """
     check_settings(every, loss_fn, on_finding)
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    if not isinstance(model, (nn.Module, Mapping)):
+        raise InvalidSetting(f"the model is a {type(model).__name__}; give an nn.Module, or a mapping of names to leaf tensors")
+    optimizers = list(optimizer or ()) if optimizer is None or isinstance(optimizer, Iterable) else [optimizer]
     for index, item in enumerate(optimizers):
         if not isinstance(item, Optimizer):
             raise InvalidSetting(f"optimizer {index} is a {type(item).__name__}; give torch.optim.Optimizer objects")
@@ -93,7 +96,7 @@ def watch(
         warnings.warn(sentence, GradWatchWarning, stacklevel=2)
     return Watch(
         model,
-        optimizers,
+        list(dict.fromkeys(optimizers)),
         logdir=logdir,
         every=every,
         include=(include,) if isinstance(include, str) else tuple(include),
@@ -115,6 +118,7 @@ class _Sealed:
     full: bool
     skipped: bool
     measured: Transfer
+    closed: int  # nodes of the autograd graph from this number on are of a later step
     losses: list[Tensor] = field(default_factory=list)
 
     def record(self, layout: Layout) -> Record:
@@ -183,7 +187,7 @@ class Watch:
         self._news: list[Finding] = []
         self._step = first_step
         self._trainable: list[str] | None = None  # the parameters of the step in progress, once its gradients were read
-        self._unclipped: Tensor | None = None
+        self._unclipped: dict[str, Tensor] | None = None  # the norms that before_clip() read
         self._pending: _Sealed | None = None
         self._loss_follows: bool | None = None
         self._closed = False
@@ -228,8 +232,8 @@ class Watch:
     def loss(self, value: T) -> T:
         """Tells the loss, before or after ``optimizer.step()``: of the step in progress, or of the one just closed.
 
-        Which of the two a loop does is learnt from its first call: a loss that is told before any step has closed comes before
-        its step. Several losses of a step are averaged.
+        A tensor belongs to the step in which it was computed. With numbers, which of the two a loop does is learnt from its first
+        call: a loss that is told before any step has closed comes before its step. Several losses of a step are averaged.
 
         Args:
             value: A scalar tensor, or a number.
@@ -245,9 +249,13 @@ class Watch:
             return value
         with self._guarded():
             loss = value.detach().mean().clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-            if self._loss_follows is None:
-                self._loss_follows = self._pending is not None
-            if self._loss_follows and self._pending is not None:
+            if self._pending is None:
+                self._loss_follows = False
+            elif isinstance(value, Tensor) and (computed := computed_at(value)) is not None:
+                self._loss_follows = computed < self._pending.closed
+            elif self._loss_follows is None:
+                self._loss_follows = True
+            if self._pending is not None and self._loss_follows:
                 self._pending.losses.append(loss)
             else:
                 self._tape.add_scalar("told", loss)
@@ -282,8 +290,9 @@ class Watch:
         """
         self._refuse_closed("before_clip")
         with self._guarded():
+            self._unclipped = None
             self._read(None)
-            self._unclipped = self._parameters.total_norm(self._trainable or ())
+            self._unclipped = self._parameters.norms(self._trainable or ())
 
     def report(self) -> str:
         """A table for people: every layer with its newest figures and its status, what was found, what was not observed."""
@@ -313,7 +322,17 @@ class Watch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception as news:
+            if error is None:
+                raise
+            log.warning("%s", news)  # what ended the training is what has to be seen
+
+    def __del__(self) -> None:
+        # What it watched is gone and took it along; the last record is still under way.
+        with contextlib.suppress(Exception):
+            self.close()
 
     # -------------------------------------------------------------- for front ends
 
@@ -384,8 +403,8 @@ class Watch:
         self._trainable = self._parameters.trainable(self._concerned(optimizer))
         if self._unclipped is None:
             self._parameters.read_gradients(self._trainable, full=self._full)
-        elif (total := self._parameters.total_norm(self._trainable)) is not None:
-            self._tape.add_scalar("clip", (total / self._unclipped).nan_to_num(nan=1.0))
+        elif (left := self._parameters.share_left(self._unclipped, self._trainable)) is not None:
+            self._tape.add_scalar("clip", left)
         if self._full and optimizer is not None:
             self._parameters.remember(self._trainable)
         self._note_scale(optimizer)
@@ -443,11 +462,11 @@ class Watch:
 
     def _seal(self, *, skipped: bool) -> None:
         """Ends the step in progress: the record before becomes final, and this one's measurements start to travel."""
-        self._finish()
-        self._parameters.read_updates()
-        self._activations.end_record()
-        self._parameters.end_record()
-        self._pending = _Sealed(self._step, self._trainable or [], self._full, skipped, self._tape.take())
+        for part in (self._finish, self._parameters.read_updates, self._activations.end_record, self._parameters.end_record):
+            with self._guarded():  # where one of them fails, the step ends all the same
+                part()
+        self._parameters.forget()
+        self._pending = _Sealed(self._step, self._trainable or [], self._full, skipped, self._tape.take(), now())
         self._step += 1
         self._trainable, self._unclipped = None, None
         self._prepare()
@@ -459,12 +478,13 @@ class Watch:
             return
         record = sealed.record(self._layout)
         self.history.append(record)
-        news = self._ledger.update(self.history)
-        self.history.findings = self.findings
-        for finding in (*news.raised, *news.over):
-            self._write("report", finding)
+        with self._guarded():
+            news = self._ledger.update(self.history)
+            self.history.findings = self.findings
+            self._news += news.raised
+            for finding in (*news.raised, *news.over):
+                self._write("report", finding)
         self._write("write", record)
-        self._news += news.raised
 
     def _announce(self) -> None:
         """Acts on new findings as the user asked; what this raises is meant to reach the training."""
@@ -528,6 +548,8 @@ def check_settings(every: int, loss_fn: object, on_finding: object) -> None:
 
 
 def _refuse_watched(ids: set[int], selection: Selection) -> None:
+    if any(not other.ids.isdisjoint(ids) for other in _open_watches):
+        gc.collect()  # one that nobody can reach any more, as its optimizer is gone, is closed by it
     for other in _open_watches:
         if not other.ids.isdisjoint(ids):
             things = {**selection.parameters, **selection.layers}
@@ -544,4 +566,7 @@ def _event_file(logdir: str | Path) -> Writer:
 @atexit.register
 def _close_all() -> None:
     for item in list(_open_watches):
-        item.close()
+        try:
+            item.close()
+        except Exception as news:  # noqa: BLE001  # there is no training left that it could reach
+            log.warning("%s", news)

@@ -104,6 +104,7 @@ class Activations:
     def tap(self, name: str, tensor: Tensor) -> None:
         """Observes a tensor that no module returns."""
         if self._observing():
+            self.order.setdefault(name, "tap")
             self._observe(Site(name, "activation", "tap"), Site(name, "activation_grad", "tap"), tensor, zeros=True)
 
     def _observing(self) -> bool:
@@ -120,6 +121,7 @@ class Activations:
     def _after(
         self, site: Site, grad_site: Site, input_site: Site | None, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
+        self.order.setdefault(site.layer, site.type)  # also without a graph: a checkpoint builds it later, from the end on
         if not self._observing():
             return
         passage = self._passage(site, module, output) if isinstance(output, Tensor) else None
@@ -151,7 +153,6 @@ class Activations:
         self, site: Site, grad_site: Site, output: Any, given: Any = None, passage: _Passage | None = None, *, zeros: bool
     ) -> None:
         for tensor in unique_tensors(output):
-            self.order.setdefault(site.layer, site.type)
             self._tape.add(site, tensor, zeros=zeros)
             if tensor.requires_grad:
                 self.gradients.arm(tensor, grad_site, given, None if passage is None else passage.enter)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
+from gradwatch.capture.engine import now
+
 Edge = tuple[Node, int]
 
 
@@ -50,7 +52,7 @@ class Inputs:
             if base is not None:  # which then reads the input in its place, where the call writes into it
                 plain = tensor.is_contiguous() and base.is_contiguous()
                 self._places.setdefault(_edge(base), (index, tensor.shape if plain else None))
-        self._since = int(torch._C._autograd._get_sequence_nr())
+        self._since = now()
 
     def consumers(self, outputs: Iterable[Tensor]) -> dict[int, list[Consumer]]:
         """The nodes by which outputs were computed from each input, by the input's number."""

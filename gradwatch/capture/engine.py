@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+
 import torch
+from torch import Tensor
+from torch.utils import checkpoint
 
 # Four private functions of torch tell a recomputation, a functional transform and a backward pass from a plain forward. Where a
 # release lacks one, its question is answered as in a plain loop.
@@ -10,10 +15,23 @@ _interpreters = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter
 _graph_task_id = getattr(torch._C, "_current_graph_task_id", None)
 _top_saved_hooks = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
 
+_REPEATS = {"unpack_hook": "non-reentrant", "backward": "reentrant"}
+"""The functions of ``torch.utils.checkpoint`` that repeat a forward."""
+
 
 def graph_task() -> int:
     """The number of the backward pass that runs in this thread; -1 outside of one."""
     return int(_graph_task_id()) if _graph_task_id is not None else -1
+
+
+def now() -> int:
+    """The number that the next node of the autograd graph gets in this thread: nodes with a smaller one are older."""
+    return int(torch._C._autograd._get_sequence_nr())
+
+
+def computed_at(tensor: Tensor) -> int | None:
+    """The number of the node that computed a tensor; None where no graph was recorded."""
+    return None if tensor.grad_fn is None else tensor.grad_fn._sequence_nr()
 
 
 def in_transform() -> bool:
@@ -25,6 +43,16 @@ def recompute_kind() -> str | None:
     """``"reentrant"`` or ``"non-reentrant"`` inside a forward that activation checkpointing repeats; None in the first one."""
     if graph_task() == -1:
         return None
-    top = _top_saved_hooks(False) if _top_saved_hooks is not None else None
-    inside = top is not None and "_recomputation_hook" in getattr(top[0], "__qualname__", "")
-    return "non-reentrant" if inside else "reentrant"
+    if _top_saved_hooks is not None:
+        top = _top_saved_hooks(False)
+        if top is None:
+            return "reentrant"
+        if "_recomputation_hook" in getattr(top[0], "__qualname__", ""):
+            return "non-reentrant"
+    # What is repeated may put hooks of its own on top, as a checkpoint inside of it does; who called it then tells.
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == checkpoint.__file__ and frame.f_code.co_name in _REPEATS:
+            return _REPEATS[frame.f_code.co_name]
+        frame = frame.f_back
+    return "reentrant"

@@ -70,8 +70,9 @@ class Layout:
         return ordered, merged
 
     def unseen(self) -> list[str]:
-        """Layers that forward has never reached."""
-        return [layer for layer in self._activations.layers if layer not in self._activations.order]
+        """Layers of which no record holds an activation: forward never called them, or never where it built a graph."""
+        seen = {site.layer for site in self._met}
+        return [layer for layer in self._activations.layers if layer not in seen]
 
     def _sites(self, trainable: Sequence[str], *, full: bool) -> tuple[Site, ...]:
         own: dict[str, list[str]] = {}

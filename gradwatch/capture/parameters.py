@@ -75,8 +75,7 @@ class Parameters:
         It is nothing where gradients were cleared. Later passes of a step find those before them, and a pass that only asks for
         a gradient (a penalty's ``autograd.grad``) may come before the clearing.
         """
-        held = {name: grad for name, p in self.named.items() if (grad := p.grad) is not None and grad.layout == torch.strided}
-        norms = dict(zip(held, foreach_norm(list(held.values())), strict=True)) if held else {}
+        norms = self.norms(self.named)
         if self._leftover is None:
             self._leftover = norms
         else:
@@ -106,14 +105,17 @@ class Parameters:
             self.tape.note(self._sites[name][1], moments.DEAD, dead)
         self._leftover = None
 
-    def total_norm(self, names: Iterable[str]) -> Tensor | None:
-        """The Euclidean norm of all gradients together, shape (); None where there are none."""
-        grads = [grad for name in names if (grad := self.named[name].grad) is not None and grad.layout == torch.strided]
-        if not grads:
+    def norms(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The Euclidean norm of each gradient that there is, shape ()."""
+        grads = {name: g for name in names if (g := self.named[name].grad) is not None and g.layout == torch.strided}
+        return dict(zip(grads, foreach_norm(list(grads.values())), strict=True)) if grads else {}
+
+    def share_left(self, before: Mapping[str, Tensor], names: Iterable[str]) -> Tensor | None:
+        """What clipping left of the norm of these gradients together, whose norms were ``before``; shape (), None without any."""
+        now = self.norms(name for name in names if name in before)
+        if not now:
             return None
-        norms = [norm.to(grads[0].device) for norm in foreach_norm(grads)]
-        total: Tensor = torch.linalg.vector_norm(torch.stack(norms).double())
-        return total
+        return (_total(now.values()) / _total(before[name] for name in now)).nan_to_num(nan=1.0)
 
     def remember(self, names: Iterable[str]) -> None:
         """Keeps a copy of the weights, until ``read_updates`` compares them."""
@@ -144,3 +146,9 @@ def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
     readable = all(moments.readable(tensor) for tensor in tensors)
     wide = torch.float64 if not readable or any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
     return list(torch._foreach_norm([tensor.detach() for tensor in tensors], 2, wide))
+
+
+def _total(norms: Iterable[Tensor]) -> Tensor:
+    each = list(norms)
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(each[0].device) for norm in each]).double())
+    return total

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from itertools import chain
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradwatch import names
@@ -41,7 +43,7 @@ def select(model: nn.Module | Mapping[str, Tensor], include: Sequence[str], excl
         exclude: Globs that take away from it.
 
     Raises:
-        NothingToWatch: There are no parameters, or a glob selects nothing.
+        NothingToWatch: There are no parameters, one has no shape yet, or a glob selects nothing.
     """
     if isinstance(model, Mapping):
         layers: dict[str, nn.Module] = {}
@@ -53,12 +55,15 @@ def select(model: nn.Module | Mapping[str, Tensor], include: Sequence[str], excl
         parameters = dict(names.named_parameters(model))
     if not parameters:
         raise NothingToWatch(f"{_title(model)} has no parameters: nothing in it can learn, so there is nothing to watch")
+    for name, parameter in parameters.items():
+        if is_lazy(parameter):
+            raise NothingToWatch(f"{name!r} has no shape yet: call the model once on a batch before it is watched")
     for glob in chain(include, exclude):
-        if not any(names.selects(name, (glob,), ()) for name in chain(layers, parameters)):
+        if not (_picks(layers, (glob,), ()) or any(names.selects(name, (glob,), ()) for name in parameters)):
             close = get_close_matches(glob, [*layers, *parameters], n=3, cutoff=0.4)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; layers: {', '.join(layers)}"
             raise NothingToWatch(f"the glob {glob!r} matches no layer and no parameter of {_title(model)}{hint}")
-    layers = {name: module for name, module in layers.items() if names.selects(name, include, exclude)}
+    layers = _picks(layers, include, exclude)
     parameters = {name: tensor for name, tensor in parameters.items() if names.selects(name, include, exclude)}
     if not layers and not parameters:
         raise NothingToWatch(f"include={tuple(include)!r} and exclude={tuple(exclude)!r} leave nothing of {_title(model)} to watch")
@@ -85,7 +90,18 @@ def held(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _computes(module: nn.Module) -> bool:
+    if any(base.__module__.startswith(("torch.nn.modules.loss", "torchmetrics.")) for base in type(module).__mro__):
+        return False  # a criterion or a metric that the model carries along is none of its layers
     return next(module.children(), None) is None or next(module.parameters(recurse=False), None) is not None
+
+
+def _picks(layers: Mapping[str, nn.Module], include: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Module]:
+    """The layers that the globs select by their own names: a module that contains another one is not its owner."""
+
+    def matches(name: str, globs: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, glob) for glob in globs)
+
+    return {name: module for name, module in layers.items() if matches(name, include) and not matches(name, exclude)}
 
 
 def _require_leaves(parameters: Mapping[str, Tensor]) -> None:
