@@ -1,0 +1,125 @@
+"""The command line: ``gradwatch demo | report | export``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+
+import gradwatch
+from gradwatch.errors import GradWatchError, GradWatchWarning
+from gradwatch.history import History
+from gradwatch.summary import render
+
+EXTRAS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
+"""Module → package, of what the demo needs beside gradwatch's own dependencies."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The words after ``gradwatch``; None: those of the process.
+
+    Returns:
+        The exit status: 0; 2 where the command could not do its work, with one line on standard error that says why; 128 and
+        the signal's number, as in a shell, where it was interrupted or its reader went away.
+
+    Raises:
+        SystemExit: From ``--help`` and ``--version``, and on words that are no command.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if "run" not in arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console may lack the characters of a table
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except GradWatchError as error:
+        print(f"gradwatch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever reads the output, `head` say, has enough; the interpreter's flush at exit must not fail on it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("gradwatch", description=gradwatch.__doc__)
+    parser.add_argument("--version", action="version", version=f"gradwatch {gradwatch.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train sick and healthy networks on real data, and say what was found")
+    demo.description = "Trains one neuron and three ten-layer networks on scanned digits, and says what was found. Takes seconds."
+    demo.add_argument(
+        "--logdir", default="runs/demo", help="where to make a folder for the event files and the picture; default: %(default)s"
+    )
+    demo.add_argument("--seed", type=_seed, default=0, help="decides weights, batches and test images; default: %(default)s")
+    demo.set_defaults(run=_demo)
+
+    report = commands.add_parser("report", help="print the layers and the findings of a recorded run")
+    report.description = "Prints every layer of a recorded run with its newest figures and its status, and what was found."
+    report.add_argument("recorded", metavar="RUN", help="the log directory of a watched run, or one of its event files")
+    report.set_defaults(run=_report)
+
+    export = commands.add_parser("export", help="write a recorded run as a table")
+    export.description = "Writes a recorded run as a table: a row for each step, layer and tensor, a column for each statistic."
+    export.add_argument("recorded", metavar="RUN", help="the log directory of a watched run, or one of its event files")
+    export.add_argument("table", metavar="TABLE", help="a path that ends in .csv or .parquet; a file that exists is replaced")
+    export.set_defaults(run=_export)
+    return parser
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if not 0 <= seed < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is no seed: give a whole number from 0 to 2**63 - 1")
+    return seed
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    try:
+        from gradwatch import demo
+        from gradwatch.demo import page
+    except ModuleNotFoundError as error:
+        package = EXTRAS.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        raise GradWatchError(f"the demo needs {package}, which is not installed: pip install 'gradwatch[demo]'") from error
+    with page.audience(page.terminal(stderr=True)) as audience:
+        result = demo.run(arguments.logdir, arguments.seed, audience)
+    page.show(result, page.terminal())
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    history = _load(arguments.recorded)
+    print(render(history, history.findings))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from gradwatch.writers.table import export
+
+    history = _load(arguments.recorded)
+    export(history, arguments.table)
+    print(f"{arguments.table}: {len(history)} records, steps {history[0].step} to {history[-1].step}")
+
+
+def _load(run: str) -> History:
+    """The recorded run; what could not be read of it is said on standard error."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", GradWatchWarning)
+        history = gradwatch.load(run)
+    for note in notes:
+        print(f"gradwatch: {note.message}", file=sys.stderr)
+    return history
