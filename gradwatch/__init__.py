@@ -5,6 +5,7 @@ from gradwatch.codec import load
 from gradwatch.history import History
 from gradwatch.records import KINDS, Finding, Incident, Record, Site
 from gradwatch.replay import check
+from gradwatch.trace import trace
 from gradwatch.watch import Watch, watch
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "detectors",
     "errors",
     "load",
+    "trace",
     "watch",
     "writers",
 ]

@@ -48,12 +48,16 @@ class Losses:
         first: The loss at the start: a median, unless the loss got worse at once; NaN where none was ever told.
         present: The median of the last ``PRESENT``; NaN likewise.
         last: The newest; NaN likewise.
-        learning: Whether ``present`` has fallen to ``LEARNING`` of ``first``; None where no loss is known.
+        learning: Whether ``present`` has fallen to ``LEARNING`` of ``first``; None where no loss is known, or where a loss of
+            either sign has not fallen, which need not mean anything.
+        signed: Whether there were losses on both sides of zero, so that none of them is a measure for another: a policy's, a critic's.
     """
 
     def __init__(self) -> None:
         self.first = self.present = self.last = math.nan
         self.learning: bool | None = None
+        self.signed = False
+        self._lowest, self._highest = math.inf, -math.inf
         self._firsts: list[float] = []
         self._newest: deque[float] = deque(maxlen=2 * STRETCH)
 
@@ -68,7 +72,9 @@ class Losses:
         self._newest.append(loss)
         self.last = loss
         self.present = median(list(self._newest)[-PRESENT:])
-        self.learning = self.present < self.times(LEARNING)
+        self._lowest, self._highest = min(self._lowest, loss), max(self._highest, loss)
+        self.signed = self._lowest < 0 < self._highest
+        self.learning = self.present < self.times(LEARNING) or (None if self.signed else False)
 
     def times(self, factor: float, first: float | None = None) -> float:
         """The loss at the start, moved by as many times its size as makes it ``factor`` times as large: losses may be negative."""

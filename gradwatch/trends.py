@@ -54,6 +54,16 @@ def gradients(sites: Sites) -> Counts:
 
 
 @per_sites
+def matrices(sites: Sites) -> list[int]:
+    """The positions of the gradients of weight matrices and convolutions, without embeddings, in forward order."""
+    return [
+        index
+        for index, site in enumerate(sites)
+        if site.tensor == "parameter_grad" and len(site.shape) > 1 and "Embedding" not in site.type
+    ]
+
+
+@per_sites
 def _is_gradient(sites: Sites) -> Flags:
     return np.array([site.tensor == "parameter_grad" for site in sites], bool)
 
@@ -61,6 +71,11 @@ def _is_gradient(sites: Sites) -> Flags:
 @per_sites
 def _is_of_parameter(sites: Sites) -> Flags:
     return np.array([site.tensor in ("parameter", "parameter_grad", "update") for site in sites], bool)
+
+
+@per_sites
+def _last_output(sites: Sites) -> int | None:
+    return next((index for index in reversed(range(len(sites))) if sites[index].tensor == "activation"), None)
 
 
 class Trends:
@@ -76,6 +91,7 @@ class Trends:
         silent: Records in a row, up to the newest, in which the site was exactly zero or got no gradient.
         quiet: The longest such row that ended.
         losses: What the loss has done.
+        output_variance: Variance of the last layer's output in the newest full record; NaN where there is none.
         idle: Backward passes since the start without a single optimizer step; 0 once there was one.
         broken: Whether a NaN or an infinity has reached the loss, a parameter or its gradient in the newest record. One that
             reaches neither, such as the -inf of an attention mask, harms nothing.
@@ -87,6 +103,7 @@ class Trends:
         self.seen, self.silent, self.quiet = (np.empty(0, np.int64) for _ in range(3))
         self.losses = Losses()
         self.broken = False
+        self.output_variance = math.nan
         self.idle = 0
         self._stepped = False
         self._now_usual, self._now_recent = np.empty(0), np.empty(0)
@@ -111,6 +128,10 @@ class Trends:
         with np.errstate(divide="ignore"):
             level = np.log10(np.where(measured, rms, 0))
         level[~seen] = np.nan
+        last = _last_output(record.sites)
+        if last is not None and measured[last]:
+            mean = float(record.rows[last, moments.MEAN])
+            self.output_variance = float(rms[last]) ** 2 - mean**2
         self.level.fill(np.nan)
         self.level[where] = level
         self._count_silence(where, seen, level == -np.inf)

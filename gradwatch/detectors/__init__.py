@@ -6,7 +6,7 @@ from gradwatch.detectors.bad_scale import BadScale, Symmetry
 from gradwatch.detectors.base import Detector, Example, Judgement, Ledger, News, name_of
 from gradwatch.detectors.dead_units import DeadUnits
 from gradwatch.detectors.default import DEFAULT
-from gradwatch.detectors.exploding_gradient import ExplodingGradient, ExplodingOverDepth
+from gradwatch.detectors.exploding_gradient import ExplodingGradient, ExplodingOverDepth, ExplodingOverTime
 from gradwatch.detectors.loss_stagnant import LossStagnant
 from gradwatch.detectors.loss_unstable import LossUnstable
 from gradwatch.detectors.non_finite import NonFinite
@@ -26,6 +26,7 @@ __all__ = [
     "Example",
     "ExplodingGradient",
     "ExplodingOverDepth",
+    "ExplodingOverTime",
     "Judgement",
     "Ledger",
     "LossStagnant",

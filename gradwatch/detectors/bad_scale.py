@@ -15,7 +15,7 @@ import numpy as np
 from gradwatch import moments, names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
-from gradwatch.records import Finding
+from gradwatch.records import Finding, Record
 from gradwatch.trends import Sites, per_sites
 
 LARGE = (
@@ -80,6 +80,8 @@ class BadScale(Judgement):
             grown = level - start
         slack = np.log10(self.runaway) if trends.losses.learning is not False else 0.0
         blown = lasting & (level > np.log10(self.later) + slack) & (grown > np.log10(self.growth) + slack)
+        if _is_offset(record, outputs[-1]):  # a bias that was set to the targets' mean is a good start
+            far[-1] = False
         sick = np.flatnonzero(far | faint | blown)
         if not len(sick):
             return
@@ -151,6 +153,15 @@ class Symmetry(Judgement):
                 ALIKE,
             )
             return
+
+
+OFFSET = 0.5
+"""Standard deviation over rms of the last layer's output, under which its size is an offset and no spread."""
+
+
+def _is_offset(record: Record, index: int) -> bool:
+    row = record.rows[index]
+    return bool(abs(row[moments.MEAN]) > (1 - OFFSET**2) ** 0.5 * row[moments.RMS])
 
 
 UNSCALED = ("Identity", "Dropout", "Softmax", "Flatten", "Unflatten", "Embedding")

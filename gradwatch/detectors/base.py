@@ -172,6 +172,7 @@ class Example:
         rms: (layer, tensor) → rms per step; None: not seen in that step.
         losses: Loss per step; empty: not told.
         shares: (layer, column of ``moments.SHARES``) → share per step.
+        deviations: Layer → standard deviation of its tensors, all steps alike; not measured where it is not named.
         shapes: Layer → shape of the parameter; a matrix where it is not named.
         types: Layer → type of the module; ``"Linear"`` where it is not named.
         skipped: Whether no step is taken.
@@ -180,6 +181,7 @@ class Example:
     rms: Mapping[tuple[str, TensorName], Sequence[float | None]]
     losses: Sequence[float] = ()
     shares: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
+    deviations: Mapping[str, float] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
     skipped: bool = False
@@ -193,6 +195,10 @@ class Example:
             counts = [0 if value is None else 64 for value in values]
             norms = np.array([np.nan if value is None else 8 * value for value in values], np.float64)
             rows = moments.norm_rows(counts, norms)
+            for index, site in enumerate(sites):
+                if site.layer in self.deviations:
+                    mean_square = rows[index, moments.RMS] ** 2 - self.deviations[site.layer] ** 2
+                    rows[index, moments.MEAN] = max(mean_square, 0) ** 0.5
             for (layer, column), shares in self.shares.items():
                 index = next(index for index, site in enumerate(sites) if site.layer == layer)
                 rows[index, moments.COLUMNS.index(column)] = shares[step]

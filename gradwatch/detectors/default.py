@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradwatch.detectors.bad_scale import BadScale, Symmetry
 from gradwatch.detectors.base import Detector
 from gradwatch.detectors.dead_units import DeadUnits
-from gradwatch.detectors.exploding_gradient import ExplodingGradient, ExplodingOverDepth
+from gradwatch.detectors.exploding_gradient import ExplodingGradient, ExplodingOverDepth, ExplodingOverTime
 from gradwatch.detectors.loss_stagnant import LossStagnant
 from gradwatch.detectors.loss_unstable import LossUnstable
 from gradwatch.detectors.non_finite import NonFinite
@@ -20,6 +20,7 @@ DEFAULT: tuple[Detector, ...] = (
     NonFinite(),
     ExplodingGradient(),
     ExplodingOverDepth(),
+    ExplodingOverTime(),
     VanishingGradient(),
     ZeroGradient(),
     DeadUnits(),

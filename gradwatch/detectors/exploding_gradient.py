@@ -17,7 +17,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import Sites, gradients, per_sites
+from gradwatch.trends import Sites, gradients, matrices, per_sites
 
 OVER_STEPS = (
     "Lower the learning rate or warm it up, and clip the gradient's norm (torch.nn.utils.clip_grad_norm_; Pascanu et al. 2013). "
@@ -138,6 +138,58 @@ class ExplodingOverDepth(Judgement):
             "critical",
             {"growth": factor, "gradient_rms": float(10 ** level[top])},
             f"on its way back from {last} to {first} the gradient grows {factor:.3g} times",
+            OVER_DEPTH,
+        )
+
+
+@dataclass(frozen=True)
+class ExplodingOverTime(Judgement):
+    """The gradient of a matrix is orders above that of every matrix behind it, step after step, in a net that does not learn.
+
+    A recurrent layer adds up its time steps in one gradient: what grows over time shows in no single output, but in its weights.
+
+    Attributes:
+        factor: A matrix's gradient rms over the largest between it and the loss, dimensionless. Healthy nets stay under 100 in any
+            direction; recurrent weights of gain 3 over 40 steps reach 1e4.
+        confirm: 10 steps.
+    """
+
+    confirm: int = 10
+    factor: float = 1e3
+
+    breaks: ClassVar[bool] = True
+    WIDER: ClassVar = {"factor": 2.0}
+    EXAMPLES: ClassVar = {
+        "healthy: early layers get more": Example(
+            {("a.weight", "parameter_grad"): [20.0] * 30, ("b.weight", "parameter_grad"): [1.0] * 30}, losses=[1.0] * 30
+        ),
+        "sick: recurrent weights of gain 3": Example(
+            {("cell.weight", "parameter_grad"): [2e3] * 30, ("out.weight", "parameter_grad"): [0.07] * 30}, losses=[1.1] * 30
+        ),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields the matrix with the largest excess over those behind it."""
+        record, trends = history[-1], history.trends
+        compared = matrices(record.sites)
+        if len(compared) < 2 or trends.losses.learning is not False:  # a factor needs a matrix to be a factor of
+            return
+        level = trends.level[trends.where(record.sites)[compared]]
+        behind = np.maximum.accumulate(np.where(np.isfinite(level), level, -np.inf)[::-1])[::-1][1:]
+        with np.errstate(invalid="ignore"):  # nothing behind has a gradient
+            excess = np.where(np.isfinite(behind), level[:-1] - behind, -np.inf)
+        worst = int(np.argmax(np.nan_to_num(excess, nan=-np.inf)))
+        if not excess[worst] > np.log10(self.factor):
+            return
+        layer, factor = names.owner(record.sites[compared[worst]].layer), float(10 ** excess[worst])
+        yield Finding(
+            "exploding_gradient",
+            layer,
+            record.step,
+            record.step,
+            "critical",
+            {"growth": factor, "gradient_rms": float(10 ** level[worst])},
+            f"the gradient of {layer} is {factor:.3g} times the largest of the layers behind it",
             OVER_DEPTH,
         )
 

@@ -34,6 +34,8 @@ class LossStagnant(Judgement):
         progress: Fall from one stretch of 30 steps to the next, as a share, that counts as learning: 2 % make the 7 % of ``start``
             in the 90 steps that are waited for.
         sure: Standard errors of a median by which two levels must differ to be called different.
+        definite: Variance of the last layer's output over the loss, above which the net says something and is not at a loss: a run
+            that is resumed at its noise floor does not fall either, but its outputs differ from input to input.
         scatter: Spread of the losses of a stretch over the loss at the start, above which they tell nothing.
         confirm: 30 steps after the two stretches that it takes to compare: 90 in all.
     """
@@ -42,6 +44,7 @@ class LossStagnant(Judgement):
     start: float = 0.93
     progress: float = 0.02
     sure: float = 2.0
+    definite: float = 0.3
     scatter: float = 0.5
 
     WIDER: ClassVar = {"confirm": 2}
@@ -52,6 +55,9 @@ class LossStagnant(Judgement):
         "healthy: at its noise floor": Example(
             {("a.weight", "parameter_grad"): [1.0] * 150}, losses=[0.5 + 0.5 * 0.9**i + 0.01 * (i % 3) for i in range(150)]
         ),
+        "healthy: resumed where it had got to": Example(
+            {("head", "activation"): [2.0] * 120}, losses=[0.4 + 0.02 * (i % 5) for i in range(120)], deviations={"head": 1.9}
+        ),
         "sick: nothing is learnt": Example(
             {("a.weight", "parameter_grad"): [1.0] * 120}, losses=[2.3 + 0.02 * (i % 5) for i in range(120)]
         ),
@@ -61,13 +67,14 @@ class LossStagnant(Judgement):
         """Yields the loss, where the newest record shows it stagnant."""
         record, losses = history[-1], history.trends.losses
         now, before = losses.stretch(), losses.stretch_before()
-        if now is None or before is None or record.loss is None:
+        if now is None or before is None or record.loss is None or losses.signed:
             return
         scale, spread = abs(losses.first), now.spread
         fallen = losses.first - now.level > max((1 - self.start) * scale, self.sure * MEDIAN * spread / FIRST**0.5)
         error = MEDIAN * spread * (2 / STRETCH) ** 0.5
         falling = before.level - now.level > max(self.progress * scale, self.sure * error)
-        if spread > self.scatter * scale or fallen or falling:
+        definite = history.trends.output_variance > self.definite * scale
+        if spread > self.scatter * scale or fallen or falling or definite:
             return
         yield Finding(
             "loss_stagnant",

@@ -18,7 +18,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import Sites, per_sites
+from gradwatch.trends import matrices
 
 ADVICE = (
     "Every activation on the way multiplies the gradient by its derivative, for a sigmoid at most 1/4. Use an activation of the "
@@ -29,10 +29,10 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class VanishingGradient(Judgement):
-    """The gradient rms of a weight matrix is a tiny share of the largest in its net, does not rise, and the net does not learn.
+    """The gradient rms of a matrix is a tiny share of the largest behind it, does not rise, and the net does not learn.
 
     Attributes:
-        share: A matrix's gradient rms over the largest of the step, dimensionless. In the labelled corpus healthy nets stay above
+        share: A matrix's gradient rms over the largest between it and the loss, dimensionless. In the labelled corpus healthy nets stay above
             1e-2 (56 runs) and vanishing ones lie at 5e-7 to 9e-6; the middle of the gap in log units is 3e-4.
         rise: A gradient that grew to this many times its usual level is waking up.
         confirm: 20 steps: the first steps of a net, until its last layer fits the mean, look alike in sick and healthy nets.
@@ -67,24 +67,26 @@ class VanishingGradient(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the most starved layer, where the newest record shows one."""
         record, trends = history[-1], history.trends
-        matrices = _matrices(record.sites)
-        if len(matrices) < 2 or trends.losses.learning:  # a share needs a matrix to be a share of
+        compared = matrices(record.sites)
+        if len(compared) < 2 or trends.losses.learning:  # a share needs a matrix to be a share of
             return
-        where = trends.where(record.sites)[matrices]
+        where = trends.where(record.sites)[compared]
         level, usual, recent = trends.level[where], trends.usual[where], trends.recent[where]
         flowing = np.isfinite(level)
         if not flowing.any():
             return
-        top = float(np.max(level[flowing]))
-        starved = flowing & (level < top + np.log10(self.share)) & ~(recent > usual + np.log10(self.rise))
+        # A gradient can only be lost on its way: each matrix is measured against those that the way leads through before it.
+        behind = np.maximum.accumulate(np.where(flowing, level, -np.inf)[::-1])[::-1]
+        starved = flowing & (level < behind + np.log10(self.share)) & ~(recent > usual + np.log10(self.rise))
         if trends.losses.learning is None:
-            starved &= self._resting(history, matrices)
+            starved &= self._resting(history, compared)
         if not starved.any():
             return
         # The way back from the loss: the gradient dies where it first falls under the bound and stays there.
         worst = int(np.argmin(np.where(starved, level, np.inf)))
         dies = max(int(index) for index in np.flatnonzero(starved) if starved[worst : index + 1].all() or index == worst)
-        first, where_it_dies = (names.owner(record.sites[matrices[index]].layer) for index in (worst, dies))
+        first, where_it_dies = (names.owner(record.sites[compared[index]].layer) for index in (worst, dies))
+        top = float(behind[worst])
         share = float(10 ** (level[worst] - top))
         yield Finding(
             "vanishing_gradient",
@@ -98,27 +100,17 @@ class VanishingGradient(Judgement):
                 "largest_gradient_rms": float(10**top),
                 "starved_matrices": int(starved.sum()),
             },
-            f"the gradient of {first} is {share:.1e} of the largest in the net; on the way back from the loss it dies at "
-            f"{where_it_dies}, and {int(starved.sum())} of {len(matrices)} weight matrices are starved",
+            f"the gradient of {first} is {share:.1e} of the largest behind it; on the way back from the loss it dies at "
+            f"{where_it_dies}, and {int(starved.sum())} of {len(compared)} weight matrices are starved",
             ADVICE,
         )
 
     @staticmethod
-    def _resting(history: History, matrices: list[int]) -> np.ndarray:
+    def _resting(history: History, compared: list[int]) -> np.ndarray:
         """Matrices whose last known update is a tiny share of the largest: where no loss is known, the weights tell."""
         record, trends = history[-1], history.trends
         moves = {site.layer: trends.recent[index] for index, site in enumerate(trends.sites) if site.tensor == "update"}
-        moved = np.array([moves.get(record.sites[index].layer, np.nan) for index in matrices])
+        moved = np.array([moves.get(record.sites[index].layer, np.nan) for index in compared])
         if np.isnan(moved).all():
-            return np.zeros(len(matrices), bool)
+            return np.zeros(len(compared), bool)
         return np.asarray(moved < np.nanmax(moved) - 3)
-
-
-@per_sites
-def _matrices(sites: Sites) -> list[int]:
-    """The positions of the gradients of weight matrices and convolutions, without embeddings, in forward order."""
-    return [
-        index
-        for index, site in enumerate(sites)
-        if site.tensor == "parameter_grad" and len(site.shape) > 1 and "Embedding" not in site.type
-    ]

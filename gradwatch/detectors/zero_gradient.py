@@ -8,6 +8,7 @@ with others; a solved problem, whose hinge loss is exactly zero.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +19,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import Flags, Trends
+from gradwatch.trends import Flags, Sites, Trends, per_sites
 
 CUT = (
     "No gradient reaches it: look for a module that forward never calls, .detach(), .data, .item(), torch.no_grad() or a "
@@ -38,15 +39,15 @@ class ZeroGradient(Judgement):
     Attributes:
         confirm: 10 steps: in the labelled corpus every healthy parameter that is trained in turns with others got its first
             gradient within 3.
-        patience: How many times its longest silence so far a parameter may stay silent before it counts as cut off; twice is
-            within the scatter of random use.
-        rest: Steps that a parameter which once got gradients may stay silent in any case: an epoch of rarely used experts.
+        patience: How many times the longest silence so far a parameter may stay silent before it counts as cut off, where it, or
+            a layer like it (``experts.3`` is like ``experts.7``), has rested before: twice is within the scatter of random use.
+        rest: Steps that such a parameter, or one that once got gradients, may stay silent in any case.
         solved: Share of the first loss under which a zero gradient means that nothing is left to learn.
     """
 
     confirm: int = 10
     patience: float = 10.0
-    rest: int = 50
+    rest: int = 100
     solved: float = 1e-3
 
     per_layer: ClassVar[bool] = True
@@ -70,10 +71,14 @@ class ZeroGradient(Judgement):
         record, trends = history[-1], history.trends
         where = trends.where(record.sites)
         silent = trends.silent[where] > 0
+        if not silent.any() or self._is_solved(trends):
+            return
         once = ~np.isnan(trends.usual[where])
-        overdue = trends.silent[where] > np.maximum(self.rest, self.patience * trends.quiet[where])
-        cut = silent & (~once | overdue)
-        if not cut.any() or self._is_solved(trends):
+        # Where a sister rests now and then, rest is a matter of routing: whoever is like her is given as much time.
+        quiet = np.array([trends.quiet[where[sisters]].max() for sisters in _families(record.sites)])
+        overdue = trends.silent[where] > np.maximum(self.rest, self.patience * quiet)
+        cut = silent & ((~once & (quiet == 0)) | overdue)
+        if not cut.any():
             return
         named: set[str] = set()
         for index in np.flatnonzero(cut & self._weighty(history, cut)):
@@ -108,3 +113,13 @@ class ZeroGradient(Judgement):
             if site.tensor == "parameter_grad" and len(site.shape) > 1 and not is_cut
         }
         return np.array([site.tensor == "parameter_grad" and names.owner(site.layer) not in alive for site in sites], bool)
+
+
+@per_sites
+def _families(sites: Sites) -> list[list[int]]:
+    """For each site the positions of those like it, itself included: the same tensor and shape, a name that differs in numbers."""
+    keys = [(site.tensor, site.shape, re.sub(r"\d+", "#", site.layer)) for site in sites]
+    members: dict[tuple[object, ...], list[int]] = {}
+    for index, key in enumerate(keys):
+        members.setdefault(key, []).append(index)
+    return [members[key] for key in keys]

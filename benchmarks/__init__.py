@@ -1,0 +1,1 @@
+"""Measurements of gradwatch: how right it is, and what it costs."""
