@@ -44,7 +44,7 @@ _open_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
 
 def watch(
     model: nn.Module | Mapping[str, Tensor],
-    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer] | None = None,
     *,
     logdir: str | Path | None = None,
     every: int = 10,
@@ -60,7 +60,7 @@ def watch(
 
     Args:
         model: The network, or name → leaf tensor for code with no modules.
-        optimizer: One, or several: a record closes at each of their steps. None: call ``watch.step()`` after each update.
+        optimizer: One, or several (also by name): a record closes at each of their steps. None: call ``watch.step()`` after each update.
         logdir: Where to write TensorBoard event files; None: nowhere.
         every: Optimizer steps from one full record (activations, their gradients, weights, updates) to the next; the norms of
             parameter gradients are recorded at every step. With several optimizers each gets its full record.
@@ -88,7 +88,8 @@ def watch(
     check_settings(every, loss_fn, on_finding)
     if not isinstance(model, (nn.Module, Mapping)):
         raise InvalidSetting(f"the model is a {type(model).__name__}; give an nn.Module, or a mapping of names to leaf tensors")
-    optimizers = list(optimizer or ()) if optimizer is None or isinstance(optimizer, Iterable) else [optimizer]
+    given = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
+    optimizers = list(given or ()) if given is None or isinstance(given, Iterable) else [given]
     for index, item in enumerate(optimizers):
         if not isinstance(item, Optimizer):
             raise InvalidSetting(f"optimizer {index} is a {type(item).__name__}; give torch.optim.Optimizer objects")

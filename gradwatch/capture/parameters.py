@@ -83,10 +83,9 @@ class Parameters:
             self._leftover = {name: torch.minimum(self._leftover[name], norms[name]) for name in both}
 
     def _note_leftover(self, grads: dict[str, Tensor]) -> None:
-        for name, left in (self._leftover or {}).items():
-            if name in grads and grads[name].numel():
-                now = torch.linalg.vector_norm(grads[name].detach(), dtype=left.dtype)
-                self.tape.note(self._sites[name][1], moments.STALE, left / now)
+        left = self._leftover or {}
+        for name, now in self.norms(name for name in left if name in grads and grads[name].numel()).items():
+            self.tape.note(self._sites[name][1], moments.STALE, left[name] / now)
 
     def _note_silent_rows(self, grads: dict[str, Tensor]) -> None:
         for name, grad in grads.items():
@@ -144,8 +143,10 @@ def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
     On a CPU the caller reads the value and measures again what float32 cannot hold; elsewhere nobody may look.
     """
     readable = all(moments.readable(tensor) for tensor in tensors)
-    wide = torch.float64 if not readable or any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    return list(torch._foreach_norm([tensor.detach() for tensor in tensors], 2, wide))
+    values = [tensor.detach() for tensor in tensors]
+    values = [torch.view_as_real(value.resolve_conj()) if value.is_complex() else value for value in values]
+    wide = torch.float64 if not readable or any(value.dtype == torch.float64 for value in values) else torch.float32
+    return list(torch._foreach_norm(values, 2, wide))
 
 
 def _total(norms: Iterable[Tensor]) -> Tensor:

@@ -14,9 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradwatch import moments
+from gradwatch import moments, names
 from gradwatch.history import History
 from gradwatch.records import Finding, Record, Site, TensorName
+from gradwatch.trends import Sites, per_sites
 
 Detector = Callable[[History], Iterator[Finding]]
 """Yields what it sees in the newest record of a history, as findings of that one step; acts on nothing."""
@@ -95,6 +96,7 @@ class Ledger:
         self._fail = fail
         self._cases: dict[int, dict[str, Case]] = {id(detector): {} for detector in detectors}
         self._findings: list[Finding] = []
+        self._layers: set[str] = set()
 
     @property
     def findings(self) -> list[Finding]:
@@ -104,6 +106,7 @@ class Ledger:
     def update(self, history: History) -> News:
         """Asks every detector about the newest record of a history."""
         record = history[-1]
+        self._layers |= _layers(record.sites)
         raised: list[Finding] = []
         over: list[Finding] = []
         for detector in list(self._detectors):
@@ -123,12 +126,13 @@ class Ledger:
                 self._detectors.remove(detector)
                 self._fail(detector, error)
                 continue
-            news = self._judge(settings, cases, sightings, record.step)
+            news = self._judge(settings, cases, sightings, record)
             raised += news.raised
             over += news.over
         return News(tuple(raised), tuple(over))
 
-    def _judge(self, settings: Judgement, cases: dict[str, Case], sightings: list[Finding], step: int) -> News:
+    def _judge(self, settings: Judgement, cases: dict[str, Case], sightings: list[Finding], record: Record) -> News:
+        step = record.step
         raised: list[Finding] = []
         over: list[Finding] = []
         seen: set[str] = set()
@@ -145,6 +149,8 @@ class Ledger:
                 raised.append(self._raise(case))
         for key in [key for key in cases if key not in seen]:
             case = cases[key]
+            if case.sighting.layer in self._layers and case.sighting.layer not in _layers(record.sites):
+                continue  # the record is about another optimizer's parameters
             case.clean += 1
             if case.number is None or case.clean >= settings.release:
                 del cases[key]
@@ -162,6 +168,12 @@ class Ledger:
         return tuple(
             self._findings[case.number] for cases in self._cases.values() for case in cases.values() if case.number is not None
         )
+
+
+@per_sites
+def _layers(sites: Sites) -> frozenset[str]:
+    """The layers that a record is about, by name, and its parameters."""
+    return frozenset(site.layer for site in sites) | {names.owner(site.layer) for site in sites}
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ class DeadUnits(Judgement):
     """Most units of a layer are silent for every input of the last full records.
 
     Attributes:
-        share: Dead units of all of a layer's. In the labelled corpus the worst layer of a healthy net reaches 0.56 and a sick one
-            0.96 to 1; in units that are alive, 0.44 against 0.04, the middle in log units is 0.13.
+        share: Dead units of all of a layer's. In the labelled corpus the worst layer of a healthy net reaches 0.56 (19 of 20 stay
+            under 0.42) and sick ones 0.83 to 1.
         confirm: 2 full records, each of which looks back on two batches.
         span: 10 steps: the distance of as many full records at the default cadence.
     """
@@ -39,7 +39,7 @@ class DeadUnits(Judgement):
     confirm: int = 2
     span: int = 10
     release: int = 2
-    share: float = 0.87
+    share: float = 0.75
 
     per_layer: ClassVar[bool] = True
     full_only: ClassVar[bool] = True

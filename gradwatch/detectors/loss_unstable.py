@@ -32,7 +32,8 @@ class LossUnstable(Judgement):
     Attributes:
         above: Loss over the loss at the start. The largest single loss of a healthy run is 4.4 times its start (2.3 in 19 of 20),
             the median of ten stays below; unstable runs lie at 20 to 1e25.
-        unlearnt: Loss of a whole stretch over the loss at the start, above which training has made it worse and keeps it so.
+        unlearnt: Loss of two whole stretches over the loss at the start, above which training has made it worse and keeps it so;
+            one stretch may be the hump of a term that is learnt later.
         erratic: Spread of that stretch over its level, that tells overshooting from a mere offset.
         runaway: Size of the loss over its size at the start, for a loss without a lower bound, or of the wrong sign: once it moves
             ``accelerates`` times as far in a stretch as in the one before, and half of the gradients are ``grown`` times their
@@ -80,9 +81,10 @@ class LossUnstable(Judgement):
         yield Finding("loss_unstable", "loss", record.step, record.step, "critical", evidence, message, ADVICE)
 
     def _is_unlearnt(self, losses: Losses) -> bool:
-        if losses.present < losses.first or (stretch := losses.stretch()) is None:
+        if losses.present < losses.first or (now := losses.stretch()) is None or (before := losses.stretch_before()) is None:
             return False
-        return stretch.level > losses.times(self.unlearnt) and stretch.spread > self.erratic * abs(stretch.level)
+        worse = min(now.level, before.level) > losses.times(self.unlearnt)
+        return worse and now.spread > self.erratic * abs(now.level)
 
     def _runs_away(self, history: History) -> bool:
         record, trends = history[-1], history.trends

@@ -54,6 +54,16 @@ def test_layers_have_faults_of_their_own():
     assert [(finding.layer, finding.first_step) for finding in ledger.findings] == [("a", 0), ("b", 1)]
 
 
+def test_a_record_about_another_optimizers_layers_is_no_clean_one():
+    ledger, history = Ledger([Pattern(confirm=3)], lambda *_: None), History()
+    theirs = list(Example({("a", "parameter_grad"): [5] * 6}).records())
+    others = list(Example({("b", "parameter_grad"): [0.5] * 6}).records())
+    for record in [turn for pair in zip(theirs, others, strict=True) for turn in pair]:
+        history.append(record)
+        ledger.update(history)
+    assert [(finding.layer, finding.first_step) for finding in ledger.findings] == [("a", 0)]
+
+
 def test_confirmation_can_ask_for_a_stretch_of_steps():
     ledger, _ = run(Pattern(confirm=2, span=5), ("a", [5] * 5))
     assert ledger.findings == []
