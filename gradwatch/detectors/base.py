@@ -96,7 +96,7 @@ class Ledger:
         self._fail = fail
         self._cases: dict[int, dict[str, Case]] = {id(detector): {} for detector in detectors}
         self._findings: list[Finding] = []
-        self._layers: set[str] = set()
+        self._trained: set[str] = set()
 
     @property
     def findings(self) -> list[Finding]:
@@ -106,7 +106,7 @@ class Ledger:
     def update(self, history: History) -> News:
         """Asks every detector about the newest record of a history."""
         record = history[-1]
-        self._layers |= _layers(record.sites)
+        self._trained |= _trained(record.sites)
         raised: list[Finding] = []
         over: list[Finding] = []
         for detector in list(self._detectors):
@@ -149,7 +149,7 @@ class Ledger:
                 raised.append(self._raise(case))
         for key in [key for key in cases if key not in seen]:
             case = cases[key]
-            if case.sighting.layer in self._layers and case.sighting.layer not in _layers(record.sites):
+            if case.sighting.layer in self._trained and case.sighting.layer not in _trained(record.sites):
                 continue  # the record is about another optimizer's parameters
             case.clean += 1
             if case.number is None or case.clean >= settings.release:
@@ -171,9 +171,9 @@ class Ledger:
 
 
 @per_sites
-def _layers(sites: Sites) -> frozenset[str]:
-    """The layers that a record is about, by name, and its parameters."""
-    return frozenset(site.layer for site in sites) | {names.owner(site.layer) for site in sites}
+def _trained(sites: Sites) -> frozenset[str]:
+    """The layers whose parameters a record is about."""
+    return frozenset(names.owner(site.layer) for site in sites if site.tensor == "parameter_grad")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 from gradwatch import Finding
 from gradwatch.detectors import Example, Judgement, Ledger
 from gradwatch.history import History
+from gradwatch.names import owner
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Pattern(Judgement):
         record = history[-1]
         for site, row in zip(record.sites, record.rows, strict=True):
             if row[3] > 1:
-                yield Finding("bad_scale", site.layer, record.step, record.step, "warning")
+                yield Finding("bad_scale", owner(site.layer) if "weight" in site.layer else site.layer, record.step, record.step, "warning")
 
 
 def run(settings, *layers, **record):
@@ -56,12 +57,12 @@ def test_layers_have_faults_of_their_own():
 
 def test_a_record_about_another_optimizers_layers_is_no_clean_one():
     ledger, history = Ledger([Pattern(confirm=3)], lambda *_: None), History()
-    theirs = list(Example({("a", "parameter_grad"): [5] * 6}).records())
-    others = list(Example({("b", "parameter_grad"): [0.5] * 6}).records())
+    theirs = list(Example({("weight", "parameter_grad"): [5] * 6}).records())
+    others = list(Example({("head.weight", "parameter_grad"): [0.5] * 6}).records())
     for record in [turn for pair in zip(theirs, others, strict=True) for turn in pair]:
         history.append(record)
         ledger.update(history)
-    assert [(finding.layer, finding.first_step) for finding in ledger.findings] == [("a", 0)]
+    assert [(finding.layer, finding.first_step) for finding in ledger.findings] == [("model", 0)]
 
 
 def test_confirmation_can_ask_for_a_stretch_of_steps():
