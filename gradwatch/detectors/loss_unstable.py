@@ -35,9 +35,10 @@ class LossUnstable(Judgement):
         unlearnt: Loss of two whole stretches over the loss at the start, above which training has made it worse and keeps it so;
             one stretch may be the hump of a term that is learnt later.
         erratic: Spread of that stretch over its level, that tells overshooting from a mere offset.
-        runaway: Size of the loss over its size at the start, for a loss without a lower bound, or of the wrong sign: once it moves
-            ``accelerates`` times as far in a stretch as in the one before, and half of the gradients are ``grown`` times their
-            start. A bounded loss that falls from about zero (a cosine) accelerates too, but its gradients do not grow.
+        runaway: Size of the loss over its size at the start, for a loss without a lower bound, or of the wrong sign.
+        accelerates: How many times as far such a loss moves in a stretch as in the one before.
+        grown: Gradient rms over its start, in the median, that goes with it. A bounded loss that falls from about zero (a cosine)
+            accelerates too, but its gradients do not grow.
         confirm: 5 steps.
     """
 
