@@ -49,8 +49,8 @@ def pages() -> dict[str, str]:
             "|---|---|",
             *rows,
             "",
-            "How right the verdicts are is measured in [calibration](../calibration.md); how to write a detector of your own stands",
-            "on the [API page](../api.md).",
+            "How right the verdicts are is measured in [calibration](../calibration.md).",
+            "How to write a detector of your own stands on the [API page](../api.md).",
             "",
         ]
     )
@@ -67,7 +67,7 @@ def page(kind: str) -> str:
     lines += [
         "## Pictures",
         "",
-        "Synthetic runs, from the detector's file: healthy ones stay silent, sick ones are found. Triangles at the lower edge are "
+        "Synthetic runs, from the detector's file: healthy ones stay silent, sick ones are found. Triangles at the lower edge are",
         "gradients of zero or none, at the upper one values that are not finite; shaded is what was found.",
         "",
     ]

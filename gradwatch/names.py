@@ -17,6 +17,9 @@ ROOT = "model"
 WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Attributes that are wrappers wherever they stand."""
 
+PARAMETRIZED = "parametrizations"
+"""The attribute of a module under which ``torch.nn.utils.parametrize`` keeps what its weights are computed from."""
+
 MODULE_WRAPPERS = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
 """Classes whose attribute ``module`` is the wrapped model, as is their heirs'; elsewhere ``module`` is an ordinary name."""
 
@@ -55,8 +58,12 @@ def _is_wrapper(module: nn.Module) -> bool:
 
 
 def owner(parameter: str) -> str:
-    """The layer that a parameter belongs to: ``"fc1.weight"`` → ``"fc1"``, ``"weight"`` → ``"model"``."""
-    return parameter.rpartition(".")[0] or ROOT
+    """The layer that a parameter belongs to: ``"fc1.weight"`` → ``"fc1"``, ``"weight"`` → ``"model"``.
+
+    What a weight is computed from (a parametrization such as weight or spectral norm) belongs to the layer that uses the weight.
+    """
+    layer, _, _ = f".{parameter}".partition(f".{PARAMETRIZED}.")
+    return (layer if layer != f".{parameter}" else f".{parameter}".rpartition(".")[0])[1:] or ROOT
 
 
 def selects(name: str, include: Iterable[str], exclude: Iterable[str]) -> bool:

@@ -51,7 +51,10 @@ def select(model: nn.Module | Mapping[str, Tensor], include: Sequence[str], excl
         _require_leaves(parameters)
     else:
         modules = dict(names.named_modules(model))
-        layers = {name: module for name, module in modules.items() if _computes(module) or name in include}
+        inner = f".{names.PARAMETRIZED}."  # what computes a weight is no layer: its output is a weight, and no activation
+        layers = {
+            name: module for name, module in modules.items() if (_computes(module) and inner not in f".{name}.") or name in include
+        }
         parameters = dict(names.named_parameters(model))
     if not parameters:
         raise NothingToWatch(f"{_title(model)} has no parameters: nothing in it can learn, so there is nothing to watch")
