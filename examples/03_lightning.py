@@ -61,7 +61,8 @@ def main(directory: str) -> None:
 
     print(callback.watch.report())
     print(f"\nloss: {callback.watch.history[0].loss:.3f} at first, {callback.watch.history[-1].loss:.3f} at last")
-    print(f"tensorboard --logdir {logger.log_dir}")
+    if sys.argv[1:]:
+        print(f"tensorboard --logdir {logger.log_dir}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """gradwatch watches how error flows backwards through a PyTorch network while it trains, and says which layer is sick and why."""
 
-from gradwatch import detectors, errors, writers
+from gradwatch import detectors, errors, testing, writers
 from gradwatch.codec import load
 from gradwatch.history import History
 from gradwatch.records import KINDS, Finding, Incident, Record, Site
@@ -22,6 +22,7 @@ __all__ = [
     "detectors",
     "errors",
     "load",
+    "testing",
     "trace",
     "watch",
     "writers",

@@ -1,4 +1,4 @@
-"""The command line: ``gradwatch demo | report | export``."""
+"""The command line: ``gradwatch demo | report | check | export``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import gradwatch
 from gradwatch.errors import GradWatchError, GradWatchWarning
 from gradwatch.history import History
+from gradwatch.incidents import group, tell
 from gradwatch.summary import render
 
 EXTRAS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
@@ -26,8 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after ``gradwatch``; None: those of the process.
 
     Returns:
-        The exit status: 0; 2 where the command could not do its work, with one line on standard error that says why; 128 and
-        the signal's number, as in a shell, where it was interrupted or its reader went away.
+        The exit status: 0; 1 where ``check`` found something; 2 where the command could not do its work, with one line on
+        standard error that says why; 128 and the signal's number, as in a shell, where it was interrupted or its reader went
+        away.
 
     Raises:
         SystemExit: From ``--help`` and ``--version``, and on words that are no command.
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a console may lack the characters of a table
     try:
-        arguments.run(arguments)
+        status: int = arguments.run(arguments) or 0
         sys.stdout.flush()
     except GradWatchError as error:
         print(f"gradwatch: {error}", file=sys.stderr)
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever reads the output, `head` say, has enough; the interpreter's flush at exit must not fail on it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    return 0
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     report.description = "Prints every layer of a recorded run with its newest figures and its status, and what was found."
     report.add_argument("recorded", metavar="RUN", help="the log directory of a watched run, or one of its event files")
     report.set_defaults(run=_report)
+
+    check = commands.add_parser("check", help="run the detectors over a recorded run; exit status 1 where something was found")
+    check.description = (
+        "Runs the detectors over a recorded run, as they run while it trains, and prints what they find. "
+        "Exit status 1 where something was found, so that it serves in a pipeline."
+    )
+    check.add_argument("recorded", metavar="RUN", help="the log directory of a watched run, or one of its event files")
+    check.add_argument("--config", metavar="TOML", help="a table for each detector, a key for each setting that differs")
+    check.set_defaults(run=_check)
 
     export = commands.add_parser("export", help="write a recorded run as a table")
     export.description = "Writes a recorded run as a table: a row for each step, layer and tensor, a column for each statistic."
@@ -105,6 +116,16 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     history = _load(arguments.recorded)
     print(render(history, history.findings))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from gradwatch.detectors import DEFAULT, read
+
+    detectors = DEFAULT if arguments.config is None else read(arguments.config)
+    history = _load(arguments.recorded)
+    incidents = group(gradwatch.check(history, detectors))
+    print("\n".join(map(tell, incidents)) or f"nothing found in {len(history)} records")
+    return 1 if incidents else 0
 
 
 def _export(arguments: argparse.Namespace) -> None:

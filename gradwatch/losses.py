@@ -50,7 +50,7 @@ class Losses:
         last: The newest; NaN likewise.
         learning: Whether ``present`` has fallen to ``LEARNING`` of ``first``; None where no loss is known, or where a loss of
             either sign has not fallen, which need not mean anything.
-        signed: Whether there were losses on both sides of zero, so that none of them is a measure for another: a policy's, a critic's.
+        signed: Whether there were losses on both sides of zero, so that none is a measure for another: a policy's, a critic's.
     """
 
     def __init__(self) -> None:

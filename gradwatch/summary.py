@@ -53,7 +53,7 @@ def render(history: History, findings: Sequence[Finding], unseen: Sequence[str] 
     lines += ["", f"{history!r}"]
     lines += [tell(incident) for incident in group(findings)] or ["nothing found"]
     if unseen:
-        lines.append(f"not observed (forward never called them): {', '.join(map(printable, unseen))}")
+        lines.append(f"not observed (never called, or compiled or scripted): {', '.join(map(printable, unseen))}")
     return "\n".join(lines)
 
 

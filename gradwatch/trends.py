@@ -54,6 +54,12 @@ def gradients(sites: Sites) -> Counts:
 
 
 @per_sites
+def output_gradients(sites: Sites) -> list[int]:
+    """The positions of the gradients of outputs, in forward order."""
+    return [index for index, site in enumerate(sites) if site.tensor == "activation_grad"]
+
+
+@per_sites
 def matrices(sites: Sites) -> list[int]:
     """The positions of the gradients of weight matrices and convolutions, without embeddings, in forward order."""
     return [
@@ -83,6 +89,7 @@ class Trends:
 
     Attributes:
         sites: Every site ever seen; all vectors below are in this order, shape (sites,).
+        outputs: The positions of the gradients of outputs in the vectors, in forward order.
         level: log10 of the rms in the newest record; NaN where a site was not in it, -inf for exactly zero and for no gradient.
         usual: log10 of the usual rms of the records before it, non-zero ones; NaN before there is one.
         recent: The same over the last few records.
@@ -99,6 +106,7 @@ class Trends:
 
     def __init__(self) -> None:
         self.sites: list[Site] = []
+        self.outputs = np.empty(0, np.int64)
         self.level, self.usual, self.recent, self.start = (np.empty(0) for _ in range(4))
         self.seen, self.silent, self.quiet = (np.empty(0, np.int64) for _ in range(3))
         self.losses = Losses()
@@ -177,6 +185,7 @@ class Trends:
         for site in fresh:
             self._index[site] = len(self.sites)
             self.sites.append(site)
+        self.outputs = np.array([index for index, site in enumerate(self.sites) if site.tensor == "activation_grad"], np.int64)
         for name in ("level", "usual", "recent", "start", "_now_usual", "_now_recent"):
             setattr(self, name, np.concatenate([getattr(self, name), np.full(len(fresh), np.nan)]))
         for name in ("seen", "silent", "quiet"):

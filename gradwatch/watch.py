@@ -60,7 +60,8 @@ def watch(
 
     Args:
         model: The network, or name → leaf tensor for code with no modules.
-        optimizer: One, or several (also by name): a record closes at each of their steps. None: call ``watch.step()`` after each update.
+        optimizer: One, or several (also by name): a record closes at each of their steps. None: call ``watch.step()`` after each
+            update.
         logdir: Where to write TensorBoard event files; None: nowhere.
         every: Optimizer steps from one full record (activations, their gradients, weights, updates) to the next; the norms of
             parameter gradients are recorded at every step. With several optimizers each gets its full record.
@@ -193,8 +194,12 @@ class Watch:
         self._loss_follows: bool | None = None
         self._closed = False
         self._attached = contextlib.ExitStack()
-        self._attach(loss_fn)
-        self._prepare()
+        try:
+            self._attach(loss_fn)
+            self._prepare()
+        except BaseException:
+            self._detach()  # a watch that could not be made leaves nothing behind
+            raise
         _open_watches.add(self)
 
     def _attach(self, loss_fn: nn.Module | None) -> None:
@@ -204,6 +209,11 @@ class Watch:
             # These hold the watch strongly: it lives as long as what it watches, also where nobody keeps it.
             self._attached.callback(optimizer.register_step_pre_hook(self._before_step).remove)
             self._attached.callback(optimizer.register_step_post_hook(self._after_step).remove)
+
+    def _detach(self) -> None:
+        self._attached.close()
+        self._activations.close()
+        self._parameters.forget()
 
     # -------------------------------------------------------------- for users
 
@@ -273,9 +283,12 @@ class Watch:
             The tensor itself.
 
         Raises:
+            InvalidSetting: The name is that of one of the model's layers.
             WatchClosed: After ``close()``.
         """
         self._refuse_closed("tap")
+        if name in self._activations.layers:
+            raise InvalidSetting(f"tap({name!r}): the model has a layer of this name, which is observed already; give another name")
         if not torch.compiler.is_compiling():
             with self._guarded():
                 self._activations.tap(name, tensor)
@@ -309,9 +322,7 @@ class Watch:
             if not self._step and self._optimizers and self._tape:  # a loop that never stepped has one record all the same
                 self._read(None)
                 self._seal(skipped=True)
-        self._attached.close()
-        self._activations.close()
-        self._parameters.forget()
+        self._detach()
         with self._guarded():
             self._finish()
             for finding in self._ledger.close():

@@ -26,9 +26,11 @@ GROUPS = (
     ("incidents",),
     ("summary",),
     ("watch", "trace", "replay"),
+    ("testing",),
     ("__init__",),
-    ("lightning", "transformers", "report", "demo", "testing"),
-    ("cli", "__main__", "tensorboard_plugin"),
+    ("lightning", "transformers", "report", "demo"),
+    ("cli", "tensorboard_plugin"),
+    ("__main__",),
 )
 """A module or a folder imports only from groups above its own; the files of a folder import each other, in no circle."""
 

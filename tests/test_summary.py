@@ -51,7 +51,7 @@ critical: saturated at fc1.weight, step 3: flat → vanishing_gradient at fc1
     try: a smaller weight
 critical: loss_unstable at loss, step 12–30: it jumps
     try: a smaller step
-not observed (forward never called them): spare, other"""
+not observed (never called, or compiled or scripted): spare, other"""
 
 
 def test_a_run_in_print():

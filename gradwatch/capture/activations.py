@@ -16,16 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from gradwatch import moments
 from gradwatch.capture import units
 from gradwatch.capture.branches import Inputs
+from gradwatch.capture.elementwise import is_elementwise
 from gradwatch.capture.engine import in_transform, recompute_kind
 from gradwatch.capture.gradients import Gradients
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.structure import unique_tensors
 from gradwatch.capture.transfer import Tape
-from gradwatch.capture.valves import is_valve
 from gradwatch.records import Site
 
 PASSIVE = (
@@ -65,7 +66,6 @@ class Activations:
         self._inputs: dict[tuple[int, int], Inputs] = {}
         self._silent = units.SilentUnits()
         self._sites: dict[str, Site] = {}
-        self._valves: dict[str, bool] = {}
         self._channels_first = False
 
     def fail(self, error: Exception) -> None:
@@ -78,6 +78,8 @@ class Activations:
             return
         self.gradients.listening = True
         for name, module in self.layers.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # it takes no hooks, and stays among the layers that were not observed
             kind, active = type(module).__name__, is_activation(module)
             site, grad_site = Site(name, "activation", kind), Site(name, "activation_grad", kind)
             input_site = Site(name, "input_grad", kind) if active else None
@@ -124,15 +126,16 @@ class Activations:
         self.order.setdefault(site.layer, site.type)  # also without a graph: a checkpoint builds it later, from the end on
         if not self._observing():
             return
-        passage = self._passage(site, module, output) if isinstance(output, Tensor) else None
-        self._observe(site, grad_site, output, (args, kwargs), passage, zeros=input_site is not None)
         inputs = self._inputs.pop((threading.get_ident(), id(module)), None)
+        nodes = [] if inputs is None else inputs.nodes(unique_tensors(output))
+        passage = self._passage(site, module, inputs, nodes, output) if isinstance(output, Tensor) else None
+        self._observe(site, grad_site, output, (args, kwargs), passage, zeros=input_site is not None)
         if inputs is not None and input_site is not None:
-            self.gradients.arm_inputs(inputs, output, input_site, None if passage is None else passage.leave)
+            self.gradients.arm_inputs(inputs, nodes, input_site, None if passage is None else passage.leave)
 
-    def _passage(self, site: Site, module: nn.Module, output: Tensor) -> _Passage | None:
+    def _passage(self, site: Site, module: nn.Module, inputs: Inputs | None, nodes: list[Node], output: Tensor) -> _Passage | None:
         """The way back through an elementwise activation. What the output of another module tells is noted."""
-        if self._is_valve(site.layer, module, output):
+        if inputs is not None and is_elementwise(module, inputs, nodes, output):
             axis = 1 if self._channels_first and output.dim() > 2 else output.dim() - 1
             if output.dim() and output.numel():
                 self._sites[site.layer] = site
@@ -143,11 +146,6 @@ class Activations:
         elif not is_activation(module):
             self._channels_first = units.channels_first(module)
         return None
-
-    def _is_valve(self, layer: str, module: nn.Module, output: Tensor) -> bool:
-        if layer not in self._valves:
-            self._valves[layer] = is_activation(module) and is_valve(module, output)
-        return self._valves[layer]
 
     def _observe(
         self, site: Site, grad_site: Site, output: Any, given: Any = None, passage: _Passage | None = None, *, zeros: bool

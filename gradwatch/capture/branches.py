@@ -38,15 +38,20 @@ class Inputs:
 
     Args:
         tensors: What the call is given.
+
+    Attributes:
+        shapes: The shapes of the inputs that need a gradient.
     """
 
-    __slots__ = ("_places", "_since")
+    __slots__ = ("_places", "_since", "shapes")
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.shapes: list[torch.Size] = []
         self._places: dict[Edge, tuple[int, torch.Size | None]] = {}
         for index, tensor in enumerate(tensors):
             if not tensor.requires_grad:
                 continue
+            self.shapes.append(tensor.shape)
             self._places[_edge(tensor)] = index, tensor.shape
             base = full_base(tensor)
             if base is not None:  # which then reads the input in its place, where the call writes into it
@@ -54,9 +59,9 @@ class Inputs:
                 self._places.setdefault(_edge(base), (index, tensor.shape if plain else None))
         self._since = now()
 
-    def consumers(self, outputs: Iterable[Tensor]) -> dict[int, list[Consumer]]:
-        """The nodes by which outputs were computed from each input, by the input's number."""
-        found: dict[int, list[Consumer]] = {}
+    def nodes(self, outputs: Iterable[Tensor]) -> list[Node]:
+        """The nodes that the call made on the way from its inputs to its outputs."""
+        found: list[Node] = []
         seen = {node for node, _ in self._places}
         pending = [output.grad_fn for output in outputs]
         while pending:
@@ -64,12 +69,18 @@ class Inputs:
             if node is None or node in seen or node._sequence_nr() < self._since:
                 continue
             seen.add(node)
+            found.append(node)
+            pending.extend(edge[0] for edge in node.next_functions)
+        return found
+
+    def consumers(self, nodes: Iterable[Node]) -> dict[int, list[Consumer]]:
+        """The nodes that read each input, by the input's number."""
+        found: dict[int, list[Consumer]] = {}
+        for node in nodes:
             for number, edge in enumerate(node.next_functions):
                 if edge in self._places:
                     index, shape = self._places[edge]
                     found.setdefault(index, []).append(Consumer(node, number, shape))
-                else:
-                    pending.append(edge[0])
         return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
@@ -16,10 +17,10 @@ from gradwatch.capture.valves import ELEMENTWISE
 
 BENDING = frozenset(
     {
-        "abs", "asinh", "atan", "celu", "clamp", "clampmax", "clampmin", "cos", "elu", "erf", "exp", "exp2", "expm1", "gelu",
-        "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "hypot", "leakyrelu", "log", "log1p", "log2", "logaddexp",
-        "logsigmoid", "maximum", "minimum", "mish", "pow", "reciprocal", "relu", "rsqrt", "sgn", "sigmoid", "sign", "silu", "sin",
-        "softplus", "softshrink", "sqrt", "tan", "tanh", "threshold", "where",
+        "abs", "asinh", "atan", "celu", "clamp", "clampmax", "clampmin", "cos", "cosh", "elu", "erf", "exp", "exp2",
+        "expm1", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "hypot", "leakyrelu", "log", "log1p", "log2",
+        "logaddexp", "logsigmoid", "maximum", "minimum", "mish", "pow", "reciprocal", "relu", "rsqrt", "sgn", "sigmoid",
+        "sign", "silu", "sin", "sinh", "softplus", "softshrink", "sqrt", "tan", "tanh", "threshold", "where",
     }
 )  # fmt: skip
 """Operations of autograd that work element by element and are not linear."""
@@ -40,11 +41,13 @@ def is_elementwise(module: nn.Module, inputs: Inputs, nodes: Sequence[Node], out
         nodes: What the call made, see ``Inputs.nodes``.
         output: What it returned.
     """
+    if not output.is_floating_point() or output.layout != torch.strided:
+        return False
     if type(module) in ELEMENTWISE:
         return True
-    if inputs.only_shape != output.shape:
+    if not nodes or inputs.shapes != [output.shape]:
         return False
-    operations = {node: re.sub(r"Backward\d*$", "", node.name()).lower() for node in nodes if node.next_functions}
+    operations = {node: re.sub(r"Backward\d*$", "", node.name()).lower() for node in nodes}
     if not BENDING.union(STRAIGHT).issuperset(operations.values()):
         return False
     return any(

@@ -6,11 +6,12 @@ then runs through its base, and is taken there. A module's branch of its input's
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from gradwatch.capture.branches import Inputs, Parts, full_base
@@ -72,16 +73,16 @@ class Gradients:
             self._hook(tensor, Hook(self, Gradients._arrived_at_view, view, *bound))
             self._hook(base, Hook(self, Gradients._arrived_at_base, view, *bound))
 
-    def arm_inputs(self, inputs: Inputs, output: Any, site: Site, also: Also | None = None) -> None:
+    def arm_inputs(self, inputs: Inputs, nodes: Iterable[Node], site: Site, also: Also | None = None) -> None:
         """Hooks what a call read its inputs with.
 
         Args:
             inputs: Noted before the call.
-            output: What the call returned.
+            nodes: What the call made.
             site: What is measured there.
             also: Called with each gradient of the first input.
         """
-        for index, consumers in inputs.consumers(unique_tensors(output)).items():
+        for index, consumers in inputs.consumers(nodes).items():
             parts = Parts(len(consumers))
             bound = site, graph_task(), also if index == 0 else None
             for node, number, shape in consumers:

@@ -27,6 +27,7 @@ class Hook:
     """
 
     __slots__ = ("bound", "call", "owner")
+    __torch_unserializable__ = True  # torch.save leaves it out of a tensor that carries it, and need not warn of that
 
     def __init__(self, owner: Owner, call: Callable[..., Any], *bound: Any) -> None:
         self.owner = weakref.ref(owner)

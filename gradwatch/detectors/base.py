@@ -121,12 +121,11 @@ class Ledger:
             if settings.full_only and not record.full:
                 continue
             try:
-                sightings = list(detector(history))
+                news = self._judge(settings, cases, list(detector(history)), record)
             except Exception as error:  # noqa: BLE001  # a broken detector must not reach the user's training
                 self._detectors.remove(detector)
                 self._fail(detector, error)
                 continue
-            news = self._judge(settings, cases, sightings, record)
             raised += news.raised
             over += news.over
         return News(tuple(raised), tuple(over))

@@ -17,7 +17,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import Sites, gradients, matrices, per_sites
+from gradwatch.trends import gradients, matrices, output_gradients
 
 OVER_STEPS = (
     "Lower the learning rate or warm it up, and clip the gradient's norm (torch.nn.utils.clip_grad_norm_; Pascanu et al. 2013). "
@@ -120,7 +120,7 @@ class ExplodingOverDepth(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the layer with the largest output gradient, where it is over the bound in the newest record."""
         record, trends = history[-1], history.trends
-        outputs = _output_gradients(record.sites)
+        outputs = output_gradients(record.sites)
         level = trends.level[trends.where(record.sites)[outputs]]
         flowing = np.flatnonzero(np.isfinite(level))
         if len(flowing) < 3 or trends.losses.learning:  # growth over depth needs depth
@@ -192,9 +192,3 @@ class ExplodingOverTime(Judgement):
             f"the gradient of {layer} is {factor:.3g} times the largest of the layers behind it",
             OVER_DEPTH,
         )
-
-
-@per_sites
-def _output_gradients(sites: Sites) -> list[int]:
-    """The positions of the gradients of outputs, in forward order."""
-    return [index for index, site in enumerate(sites) if site.tensor == "activation_grad"]

@@ -18,7 +18,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import matrices
+from gradwatch.trends import Counts, Flags, Trends, matrices
 
 ADVICE = (
     "Every activation on the way multiplies the gradient by its derivative, for a sigmoid at most 1/4. Use an activation of the "
@@ -32,17 +32,21 @@ class VanishingGradient(Judgement):
     """The gradient rms of a matrix is a tiny share of the largest behind it, does not rise, and the net does not learn.
 
     Attributes:
-        share: A matrix's gradient rms over the largest between it and the loss, dimensionless. In the labelled corpus healthy nets stay above
-            1e-2 (56 runs) and vanishing ones lie at 5e-7 to 9e-6; the middle of the gap in log units is 3e-4.
+        share: A matrix's gradient rms over the largest between it and the loss, dimensionless. In the labelled corpus healthy nets
+            stay above 1e-2 (56 runs) and vanishing ones lie at 5e-7 to 9e-6; the middle of the gap in log units is 3e-4.
+        outputs: rms of a layer's output gradient over that of the last layer, dimensionless; healthy nets lie above 0.04 (19 of 20;
+            zero-initialised branches start at 0 and rise), vanishing ones at 6e-17 to 5e-6. It decides where the last layer has
+            fitted the mean, so that the gradients of all weights are rounding noise and say nothing of depth.
         rise: A gradient that grew to this many times its usual level is waking up.
         confirm: 20 steps: the first steps of a net, until its last layer fits the mean, look alike in sick and healthy nets.
     """
 
     confirm: int = 20
     share: float = 3e-4
+    outputs: float = 1e-5
     rise: float = 2.0
 
-    WIDER: ClassVar = {"share": 0.5}
+    WIDER: ClassVar = {"share": 0.5, "outputs": 0.5}
     EXAMPLES: ClassVar = {
         "healthy: all gradients shrink together": Example(
             {
@@ -55,6 +59,15 @@ class VanishingGradient(Judgement):
             {("a.weight", "parameter_grad"): geometric(1e-9, 1.5, 60), ("b.weight", "parameter_grad"): [1.0] * 60},
             losses=[1.0] * 60,
         ),
+        "sick: noise in every weight, and depth in the outputs": Example(
+            {
+                ("a.weight", "parameter_grad"): [1e-9] * 40,
+                ("b.weight", "parameter_grad"): [1e-9] * 40,
+                ("a", "activation_grad"): [1e-11] * 40,
+                ("b", "activation_grad"): [1e-2] * 40,
+            },
+            losses=[1.39] * 40,
+        ),
         "sick: a sigmoid stack": Example(
             {
                 (f"{depth}.weight", "parameter_grad"): [value * (1 + 0.1 * (step % 3)) for step in range(60)]
@@ -66,29 +79,33 @@ class VanishingGradient(Judgement):
 
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the most starved layer, where the newest record shows one."""
+        if not history.trends.losses.learning:
+            starved = self._starved_matrix(history) or self._starved_output(history)
+            if starved is not None:
+                yield starved
+
+    def _starved_matrix(self, history: History) -> Finding | None:
         record, trends = history[-1], history.trends
         compared = matrices(record.sites)
-        if len(compared) < 2 or trends.losses.learning:  # a share needs a matrix to be a share of
-            return
+        if len(compared) < 2:  # a share needs a matrix to be a share of
+            return None
         where = trends.where(record.sites)[compared]
-        level, usual, recent = trends.level[where], trends.usual[where], trends.recent[where]
+        level = trends.level[where]
         flowing = np.isfinite(level)
-        if not flowing.any():
-            return
         # A gradient can only be lost on its way: each matrix is measured against those that the way leads through before it.
         behind = np.maximum.accumulate(np.where(flowing, level, -np.inf)[::-1])[::-1]
-        starved = flowing & (level < behind + np.log10(self.share)) & ~(recent > usual + np.log10(self.rise))
-        if trends.losses.learning is None:
+        starved = flowing & (level < behind + np.log10(self.share)) & ~self._rises(trends, where)
+        if starved.any() and trends.losses.learning is None:
             starved &= self._resting(history, compared)
         if not starved.any():
-            return
+            return None
         # The way back from the loss: the gradient dies where it first falls under the bound and stays there.
         worst = int(np.argmin(np.where(starved, level, np.inf)))
         dies = max(int(index) for index in np.flatnonzero(starved) if starved[worst : index + 1].all() or index == worst)
         first, where_it_dies = (names.owner(record.sites[compared[index]].layer) for index in (worst, dies))
         top = float(behind[worst])
-        share = float(10 ** (level[worst] - top))
-        yield Finding(
+        share, count = float(10 ** (level[worst] - top)), int(starved.sum())
+        return Finding(
             "vanishing_gradient",
             first,
             record.step,
@@ -98,12 +115,41 @@ class VanishingGradient(Judgement):
                 "share": share,
                 "gradient_rms": float(10 ** level[worst]),
                 "largest_gradient_rms": float(10**top),
-                "starved_matrices": int(starved.sum()),
+                "starved_matrices": count,
             },
             f"the gradient of {first} is {share:.1e} of the largest behind it; on the way back from the loss it dies at "
-            f"{where_it_dies}, and {int(starved.sum())} of {len(compared)} weight matrices are starved",
+            f"{where_it_dies}, and {count} of {len(compared)} weight matrices are starved",
             ADVICE,
         )
+
+    def _starved_output(self, history: History) -> Finding | None:
+        trends = history.trends
+        if len(trends.outputs) < 2 or trends.losses.learning is None:  # weights alone tell without a loss
+            return None
+        # From the last full records: between them no output's gradient is known.
+        level = trends.recent[trends.outputs]
+        flowing = np.isfinite(level)
+        if not flowing.any():
+            return None
+        last = level[np.flatnonzero(flowing)[-1]]
+        starved = flowing & (level < last + np.log10(self.outputs)) & ~self._rises(trends, trends.outputs)
+        if not starved.any():
+            return None
+        worst = int(np.argmin(np.where(starved, level, np.inf)))
+        layer, share, step = trends.sites[trends.outputs[worst]].layer, float(10 ** (level[worst] - last)), history[-1].step
+        return Finding(
+            "vanishing_gradient",
+            layer,
+            step,
+            step,
+            "critical",
+            {"share": share, "gradient_rms": float(10 ** level[worst]), "starved_outputs": int(starved.sum())},
+            f"on its way back the gradient falls to {share:.1e} of what the last layer gets, at the output of {layer}",
+            ADVICE,
+        )
+
+    def _rises(self, trends: Trends, where: Counts) -> Flags:
+        return np.asarray(trends.recent[where] > trends.usual[where] + np.log10(self.rise))
 
     @staticmethod
     def _resting(history: History, compared: list[int]) -> np.ndarray:

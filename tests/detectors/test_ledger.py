@@ -21,7 +21,8 @@ class Pattern(Judgement):
         record = history[-1]
         for site, row in zip(record.sites, record.rows, strict=True):
             if row[3] > 1:
-                yield Finding("bad_scale", owner(site.layer) if "weight" in site.layer else site.layer, record.step, record.step, "warning")
+                layer = owner(site.layer) if "weight" in site.layer else site.layer
+                yield Finding("bad_scale", layer, record.step, record.step, "warning")
 
 
 def run(settings, *layers, **record):

@@ -1,0 +1,138 @@
+"""A record is moved to the host once, nobody waits for it before, and however long a step is it takes bounded memory."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+import gradwatch
+from gradwatch import moments
+from gradwatch.capture import transfer
+from gradwatch.capture.transfer import Tape, Transfer
+from gradwatch.records import Site
+
+A, B = Site("a", "activation"), Site("b", "activation")
+
+
+def unread(_transfer):
+    return [], np.empty((0, len(moments.COLUMNS)), np.float32)
+
+
+def test_nothing_waits_for_the_device_before_the_transfer_is_read(monkeypatch, caplog):
+    monkeypatch.setattr(Transfer, "rows", unread)
+    monkeypatch.setattr(Transfer, "notes", lambda _: {})
+    monkeypatch.setattr(Transfer, "scalars", lambda *_: [])
+    with FakeTensorMode():  # its tensors have no values: whatever asks for one raises
+        model = nn.Sequential(
+            nn.Conv2d(1, 2, 3),
+            nn.BatchNorm2d(2),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Flatten(),
+            nn.Linear(32, 3),
+            nn.Softmax(1),
+        )
+        loss_fn = nn.MSELoss()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        with gradwatch.watch(model, optimizer, every=2, loss_fn=loss_fn, detectors=()) as watch:
+            for step in range(6):
+                x, y = torch.randn(5, 1, 6, 6), torch.randn(5, 3)
+                out = watch.tap("probabilities", model(x))
+                with pytest.raises(DataDependentOutputException):
+                    bool(out.sum() > 0)
+                loss = watch.loss(loss_fn(out, y))
+                loss.backward()
+                if step % 2:
+                    watch.before_clip()
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                if step == 4:
+                    watch.step()
+                else:
+                    optimizer.step()
+                optimizer.zero_grad(set_to_none=step % 3 == 0)
+    assert not caplog.records
+    assert [record.full for record in watch.history] == [True, False, True, False, True, False]
+    assert [record.skipped for record in watch.history] == [False, False, False, False, True, False]
+
+
+def test_a_record_is_one_transfer(monkeypatch):
+    taken, take = [], Tape.take
+    monkeypatch.setattr(Tape, "take", lambda tape: taken.append(tape) or take(tape))
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer, every=2) as watch:
+        for step in range(1, 6):
+            for _ in range(3):
+                watch.loss(model(torch.ones(2, 3)).sum()).backward()
+            optimizer.step()
+            assert len(taken) == step
+    assert len(taken) == len(watch.history) == 5
+
+
+def test_tensors_of_a_site_keep_their_order_and_their_kind():
+    tape = Tape()
+    tape.add(A, torch.tensor([3.0, -4.0]), zeros=True)
+    tape.add(B, torch.tensor([0.5], dtype=torch.float64))
+    tape.add(A, torch.zeros(2, dtype=torch.bfloat16), zeros=True)
+    tape.add_norms([B], [4], [torch.tensor(6.0)])
+    tape.add_scalar("loss", torch.tensor(2.0))
+    tape.add_scalar("loss", torch.tensor(1.5, dtype=torch.bfloat16))
+    tape.note(A, moments.CLOSED, torch.tensor(0.25))
+    tape.note(A, moments.CLOSED, torch.tensor(0.75, dtype=torch.float64))
+    sent = tape.take()
+    assert not tape
+    sites, rows = sent.rows()
+    assert sites == [A, B, A, B]
+    np.testing.assert_allclose(rows[:, moments.COUNT], [2, 1, 2, 4])
+    np.testing.assert_allclose(rows[:, moments.RMS], [np.sqrt(12.5), 0.5, 0, 3], rtol=1e-6)
+    np.testing.assert_allclose(rows[:, moments.MIN], [-4, 0.5, 0, np.nan])
+    np.testing.assert_allclose(rows[:, moments.ZEROS], [0, np.nan, 2, np.nan])
+    assert sent.scalars("loss") == [2.0, 1.5]
+    assert sent.scalars("clip") == []
+    assert sent.notes() == {(A, moments.CLOSED): 0.5}
+
+
+def test_folding_a_long_record_changes_nothing_of_it(monkeypatch):
+    monkeypatch.setattr(transfer, "MAX_ROWS", 7)
+    values = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    tape = Tape()
+    for index, value in enumerate(values):
+        tape.add(A if index % 2 else B, value, zeros=True)
+        tape.add_scalar("loss", value.sum())
+        tape.note(A, moments.CLOSED, torch.tensor(0.5))
+        if index == 30:
+            tape.add_norms([A], [3], [torch.zeros(())])
+    sent = tape.take()
+    sites, rows = sent.rows()
+    assert len(sites) < 20
+    for site, own in ((A, torch.cat([values[1::2], torch.zeros(1, 3)])), (B, values[::2])):
+        merged = moments.merge_all(rows, [0 if at == site else 1 for at in sites], 2)[0]
+        assert (merged[moments.COUNT], merged[moments.CALLS]) == (own.numel(), len(own))
+        assert merged[moments.RMS] == pytest.approx(own.square().mean().sqrt().item(), rel=1e-5)
+    assert sent.scalars("loss") == pytest.approx(values.sum(1).tolist(), rel=1e-6)
+    assert sent.notes() == {(A, moments.CLOSED): 0.5}
+
+
+def test_a_loop_that_never_steps_takes_bounded_memory(monkeypatch):
+    monkeypatch.setattr(transfer, "MAX_ROWS", 60)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def tensors_after(passes):
+        for _ in range(passes):
+            watch.loss(model(torch.ones(2, 3)).sum()).backward()
+        gc.collect()
+        return sum(type(thing) is Tensor for thing in gc.get_objects())
+
+    with gradwatch.watch(model, optimizer, every=1) as watch:
+        sizes = [tensors_after(80) for _ in range(3)]
+        assert max(sizes) - min(sizes) < 60 * 6 + 80
+        optimizer.step()
+    frame = watch.history.to_pandas()
+    row = frame[(frame.layer == "0") & (frame.tensor == "activation_grad")].iloc[0]
+    assert (row["calls"], row["count"]) == (240, 240 * 8)
+    assert watch.history[0].backwards == 240
+    assert watch.history[0].loss == pytest.approx(model(torch.ones(2, 3)).sum().item(), rel=1e-6)
