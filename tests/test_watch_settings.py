@@ -37,7 +37,9 @@ def untouched(model):
         ({"on_finding": None}, "on_finding=None; give 'log', 'warn', 'raise' or a function of the finding"),
         ({"optimizer": "adam"}, "optimizer 0 is a str; give torch.optim.Optimizer objects"),
         ({"optimizer": 0.1}, "optimizer 0 is a float; give torch.optim.Optimizer objects"),
-        ({"optimizer": net().parameters()}, "optimizer 0 is a Parameter; give torch.optim.Optimizer objects"),
+        pytest.param(
+            {"optimizer": net().parameters()}, "optimizer 0 is a Parameter; give torch.optim.Optimizer objects", id="parameters"
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -121,4 +121,4 @@ def test_layers_that_forward_never_called_are_reported():
                 model(torch.ones(2, 3))
             model[0](torch.ones(2, 3)).sum().backward()
             optimizer.step()
-        assert "not observed (forward never called them): 1" in watch.report()
+        assert "not observed (never called, or compiled or scripted): 1" in watch.report()
