@@ -16,7 +16,7 @@ FOLLOWS: dict[Kind, frozenset[Kind]] = {
     "vanishing_gradient": frozenset({"saturated", "dead_units", "bad_scale"}),
     "zero_gradient": frozenset({"dead_units", "saturated", "non_finite", "exploding_gradient"}),
     "not_updated": frozenset({"zero_gradient", "dead_units", "vanishing_gradient"}),
-    "update_ratio": frozenset({"vanishing_gradient", "zero_gradient", "dead_units", "saturated", "stale_gradient"}),
+    "update_ratio": frozenset({"vanishing_gradient", "zero_gradient"}),
     "loss_stagnant": frozenset({"vanishing_gradient", "zero_gradient", "dead_units", "saturated", "not_updated", "bad_scale"}),
 }
 """Kind → the kinds that bring it about. NaN comes from a blow-up, a blow-up from a step too large, a dead start from a bad scale;
