@@ -9,7 +9,6 @@ import logging
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -18,14 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwatch import moments
-from gradwatch.capture.activations import Activations
-from gradwatch.capture.engine import computed_at, in_transform, now
 from gradwatch.capture.hooks import Hook
-from gradwatch.capture.layout import Layout
-from gradwatch.capture.parameters import Parameters
-from gradwatch.capture.selection import Selection, held, select, strangers
-from gradwatch.capture.transfer import Tape, Transfer
+from gradwatch.capture.recorder import Recorder
+from gradwatch.capture.selection import Selection, select, strangers
 from gradwatch.detectors import DEFAULT, Detector, Ledger, name_of
 from gradwatch.errors import AlreadyWatched, GradWatchWarning, InvalidSetting, UnhealthyTraining, WatchClosed
 from gradwatch.history import History
@@ -111,41 +105,6 @@ def watch(
     )
 
 
-@dataclass
-class _Sealed:
-    """A step that is over, while its measurements travel and its loss may still be told."""
-
-    step: int
-    trainable: list[str]
-    full: bool
-    skipped: bool
-    measured: Transfer
-    closed: int  # nodes of the autograd graph from this number on are of a later step
-    losses: list[Tensor] = field(default_factory=list)
-
-    def record(self, layout: Layout) -> Record:
-        """Waits for the measurements and makes the record."""
-        told = self.measured.scalars("told") + [float(loss) for loss in self.losses]
-        losses = told or self.measured.scalars("criterion")
-        clips = self.measured.scalars("clip")
-        sites, rows = self.measured.rows()
-        for factor, tensors in (("scale", ("activation_grad", "input_grad")), ("gradient_scale", ("parameter_grad",))):
-            for scale in self.measured.scalars(factor)[-1:]:
-                scaled = [site.tensor in tensors for site in sites]
-                rows[scaled, moments.MEAN : moments.MAX + 1] /= scale
-        ordered, merged = layout.arrange(sites, rows, self.measured.notes(), self.trainable, full=self.full)
-        return Record(
-            self.step,
-            ordered,
-            merged,
-            loss=sum(losses) / len(losses) if losses else None,
-            skipped=self.skipped or any(self.measured.scalars("overflow")),
-            backwards=self.measured.backwards,
-            full=self.full,
-            clip=clips[-1] if clips else float("nan"),
-        )
-
-
 class Watch:
     """Records what flows through a model while it trains, and says what is wrong with it. Made by ``gradwatch.watch``.
 
@@ -175,28 +134,19 @@ class Watch:
         self.ids = {id(thing) for thing in (*selection.layers.values(), *selection.parameters.values())}
         _refuse_watched(self.ids, selection)
         self.history = History()
-        self._every, self._scaler, self._on_finding = every, scaler, on_finding
+        self._on_finding = on_finding
         self._reads_gradients = reads_gradients
         self._optimizers = list(optimizers)
         self._writers = [*([_event_file(logdir)] if logdir is not None else []), *writers]
         self._ledger = Ledger(detectors, self._drop_detector)
-        self._tape = Tape()
-        self._activations = Activations(selection.layers, self._tape, self.fail)
-        self._parameters = Parameters(selection.parameters, selection.types, self._tape)
-        self._activations.gradients.on_backward(self._parameters.read_leftover)
-        self._layout = Layout(self._activations, self._parameters)
+        self._recorder = Recorder(selection, self._optimizers, every=every, scaler=scaler, first_step=first_step, fail=self.fail)
         self._said: set[str] = set()
         self._news: list[Finding] = []
-        self._step = first_step
-        self._trainable: list[str] | None = None  # the parameters of the step in progress, once its gradients were read
-        self._unclipped: dict[str, Tensor] | None = None  # the norms that before_clip() read
-        self._pending: _Sealed | None = None
-        self._loss_follows: bool | None = None
         self._closed = False
         self._attached = contextlib.ExitStack()
         try:
             self._attach(loss_fn)
-            self._prepare()
+            self._recorder.open()
         except BaseException:
             self._detach()  # a watch that could not be made leaves nothing behind
             raise
@@ -212,8 +162,7 @@ class Watch:
 
     def _detach(self) -> None:
         self._attached.close()
-        self._activations.close()
-        self._parameters.forget()
+        self._recorder.close()
 
     # -------------------------------------------------------------- for users
 
@@ -235,8 +184,8 @@ class Watch:
         """
         self._refuse_closed("step")
         with self._guarded():
-            if self._trainable is None:
-                self._read(None)
+            if not self._recorder.begun:
+                self._recorder.read(None)
             self._seal(skipped=bool(self._optimizers))
         self._announce()
 
@@ -256,20 +205,8 @@ class Watch:
             WatchClosed: After ``close()``.
         """
         self._refuse_closed("loss")
-        if in_transform():
-            return value
         with self._guarded():
-            loss = value.detach().mean().clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-            if self._pending is None:
-                self._loss_follows = False
-            elif isinstance(value, Tensor) and (computed := computed_at(value)) is not None:
-                self._loss_follows = computed < self._pending.closed
-            elif self._loss_follows is None:
-                self._loss_follows = True
-            if self._pending is not None and self._loss_follows:
-                self._pending.losses.append(loss)
-            else:
-                self._tape.add_scalar("told", loss)
+            self._recorder.loss(value)
         return value
 
     def tap(self, name: str, tensor: Tensor) -> Tensor:
@@ -287,11 +224,11 @@ class Watch:
             WatchClosed: After ``close()``.
         """
         self._refuse_closed("tap")
-        if name in self._activations.layers:
+        if name in self._recorder.layers:
             raise InvalidSetting(f"tap({name!r}): the model has a layer of this name, which is observed already; give another name")
         if not torch.compiler.is_compiling():
             with self._guarded():
-                self._activations.tap(name, tensor)
+                self._recorder.tap(name, tensor)
         return tensor
 
     def before_clip(self) -> None:
@@ -304,13 +241,11 @@ class Watch:
         """
         self._refuse_closed("before_clip")
         with self._guarded():
-            self._unclipped = None
-            self._read(None)
-            self._unclipped = self._parameters.norms(self._trainable or ())
+            self._recorder.before_clip()
 
     def report(self) -> str:
         """A table for people: every layer with its newest figures and its status, what was found, what was not observed."""
-        return render(self.history, self.findings, self._layout.unseen())
+        return render(self.history, self.findings, self._recorder.unseen())
 
     def close(self) -> None:
         """Removes every hook, makes the last record final, and closes the writers. Closing twice does nothing."""
@@ -319,8 +254,8 @@ class Watch:
         self._closed = True
         _open_watches.discard(self)
         with self._guarded():
-            if not self._step and self._optimizers and self._tape:  # a loop that never stepped has one record all the same
-                self._read(None)
+            if not self._recorder.step and self._optimizers and self._recorder.measured:
+                self._recorder.read(None)  # a loop that never stepped has one record all the same
                 self._seal(skipped=True)
         self._detach()
         with self._guarded():
@@ -356,12 +291,12 @@ class Watch:
     def pause(self) -> None:
         """Takes the hooks off the model while it is validated in the middle of its training."""
         with self._guarded():
-            self._activations.close()
+            self._recorder.pause()
 
     def resume(self) -> None:
         """Puts them back, where the step in progress is one that samples activations."""
         with self._guarded():
-            self._prepare()
+            self._recorder.open()
 
     def begin(self, optimizer: Optimizer | None, step: int) -> None:
         """Reads the gradients of a step that an optimizer is about to take, where a trainer says when.
@@ -374,17 +309,16 @@ class Watch:
             step: The trainer's own count of optimizer steps.
         """
         with self._guarded():
-            if self._trainable is not None and step != self._step:
+            if self._recorder.begun and step != self._recorder.step:
                 self._seal(skipped=True)
-            if step != self._step:
-                self._step = step
-            self._read(optimizer)
+            self._recorder.step = step
+            self._recorder.read(optimizer)
         self._announce()
 
     def abandon(self) -> None:
         """Records a step that has begun and was not taken as skipped."""
         with self._guarded():
-            if self._trainable is not None:
+            if self._recorder.begun:
                 self._seal(skipped=True)
         self._announce()
 
@@ -396,51 +330,6 @@ class Watch:
 
     # -------------------------------------------------------------- one step
 
-    @property
-    def _full(self) -> bool:
-        # Optimizers that step in turn each get their full record.
-        return self._step % self._every < max(1, len(self._optimizers))
-
-    def _prepare(self) -> None:
-        """Gets ready for the step to come."""
-        if not self._full:
-            self._activations.close()
-            return
-        self._activations.open()
-        if not self._optimizers:  # nobody says when an update begins, so the weights are remembered from here on
-            self._parameters.remember(self._parameters.named)
-
-    def _read(self, optimizer: Optimizer | None) -> None:
-        """Reads gradients, possibly several times a step, and in a full record the weights before the update."""
-        self._trainable = self._parameters.trainable(self._concerned(optimizer))
-        if self._unclipped is None:
-            self._parameters.read_gradients(self._trainable, full=self._full)
-        elif (left := self._parameters.share_left(self._unclipped, self._trainable)) is not None:
-            self._tape.add_scalar("clip", left)
-        if self._full and optimizer is not None:
-            self._parameters.remember(self._trainable)
-        self._note_scale(optimizer)
-
-    def _note_scale(self, optimizer: Optimizer | None) -> None:
-        """Notes the factor that the scaler has put on the gradients, before ``scaler.update()`` changes it in place."""
-        scale = getattr(self._scaler, "_scale", None)  # get_scale() would wait for the device
-        if scale is None or not self._scaler.is_enabled():
-            return
-        scale = scale.detach().reshape(()).clone()
-        self._tape.add_scalar("scale", scale)
-        # A fused optimizer unscales while it steps, unless that was done before: then the scaler tells it None.
-        if getattr(optimizer, "_step_supports_amp_scaling", False) and getattr(optimizer, "grad_scale", scale) is not None:
-            self._tape.add_scalar("gradient_scale", scale)
-
-    def _concerned(self, optimizer: Optimizer | None) -> list[str]:
-        """The parameters that a step of the optimizer is about: its own, and those that none holds."""
-        named = self._parameters.named
-        others = [other for other in self._optimizers if other is not optimizer]
-        if optimizer is None or not others:
-            return list(named)
-        foreign = {id(tensor) for other in others for tensor in held(other)} - set(map(id, held(optimizer)))
-        return [name for name, tensor in named.items() if id(tensor) not in foreign]
-
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._reads_gradients:
             return None
@@ -448,47 +337,38 @@ class Watch:
         closure = args[1] if positional else kwargs.get("closure")
         if closure is None:
             with self._guarded():
-                self._read(optimizer)
+                self._recorder.read(optimizer)
             return None
 
         def observed() -> Any:
             loss = closure()
             with self._guarded():
-                self._read(optimizer)
+                self._recorder.read(optimizer)
             return loss
 
         return ((args[0], observed, *args[2:]), kwargs) if positional else (args, {**kwargs, "closure": observed})
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         with self._guarded():
-            if self._trainable is not None:
-                # A fused optimizer is called also where gradients overflowed, and then moves nothing.
-                if isinstance(overflow := getattr(optimizer, "found_inf", None), Tensor):
-                    self._tape.add_scalar("overflow", overflow.detach().reshape(()))
+            if self._recorder.begun:
+                self._recorder.overflow(optimizer)
                 self._seal(skipped=False)
         self._announce()
 
     def _criterion(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.requires_grad and not in_transform():  # else it is no training loss
-            self._tape.add_scalar("criterion", output.detach().mean())
+        self._recorder.criterion(output)
 
     def _seal(self, *, skipped: bool) -> None:
-        """Ends the step in progress: the record before becomes final, and this one's measurements start to travel."""
-        for part in (self._finish, self._parameters.read_updates, self._activations.end_record, self._parameters.end_record):
-            with self._guarded():  # where one of them fails, the step ends all the same
-                part()
-        self._parameters.forget()
-        self._pending = _Sealed(self._step, self._trainable or [], self._full, skipped, self._tape.take(), now())
-        self._step += 1
-        self._trainable, self._unclipped = None, None
-        self._prepare()
+        """Ends the step in progress, once the record before it is final."""
+        with self._guarded():  # where that fails, the step ends all the same
+            self._finish()
+        self._recorder.seal(skipped=skipped)
 
     def _finish(self) -> None:
         """Makes the sealed record final, judges it, and hands it to the writers."""
-        sealed, self._pending = self._pending, None
-        if sealed is None:
+        record = self._recorder.finish()
+        if record is None:
             return
-        record = sealed.record(self._layout)
         self.history.append(record)
         with self._guarded():
             news = self._ledger.update(self.history)

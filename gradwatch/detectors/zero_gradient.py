@@ -41,17 +41,19 @@ class ZeroGradient(Judgement):
             gradient within 3.
         patience: How many times the longest silence so far a parameter may stay silent before it counts as cut off, where it, or
             a layer like it (``experts.3`` is like ``experts.7``), has rested before: twice is within the scatter of random use.
-        rest: Steps that such a parameter, or one that once got gradients, may stay silent in any case.
+        routed: Steps that such a parameter may stay silent in any case.
+        rest: Steps that any other one that once got gradients may.
         solved: Share of the first loss under which a zero gradient means that nothing is left to learn.
     """
 
     confirm: int = 10
     patience: float = 10.0
+    routed: int = 500
     rest: int = 100
     solved: float = 1e-3
 
     per_layer: ClassVar[bool] = True
-    WIDER: ClassVar = {"confirm": 2, "rest": 2, "patience": 2.0}
+    WIDER: ClassVar = {"confirm": 2, "rest": 2, "routed": 2, "patience": 2.0}
     EXAMPLES: ClassVar = {
         "healthy: trained in turns": Example(
             {("a.weight", "parameter_grad"): [1.0, None] * 20, ("b.weight", "parameter_grad"): [None, 1.0] * 20}
@@ -76,7 +78,7 @@ class ZeroGradient(Judgement):
         once = ~np.isnan(trends.usual[where])
         # Where a sister rests now and then, rest is a matter of routing: whoever is like her is given as much time.
         quiet = np.array([trends.quiet[where[sisters]].max() for sisters in _families(record.sites)])
-        overdue = trends.silent[where] > np.maximum(self.rest, self.patience * quiet)
+        overdue = trends.silent[where] > np.where(quiet > 0, np.maximum(self.routed, self.patience * quiet), self.rest)
         cut = silent & ((~once & (quiet == 0)) | overdue)
         if not cut.any():
             return

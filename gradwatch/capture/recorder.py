@@ -1,0 +1,234 @@
+"""The capture of one step after the other: what is read and when, and the record that comes of it.
+
+A step passes through three states. In progress, its measurements gather on the tape. Sealed, they travel to the host while the
+next step already runs, so that nothing waits for the device; a loss that is told late still finds its step. Final, it is a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradwatch import moments
+from gradwatch.capture.activations import Activations
+from gradwatch.capture.engine import computed_at, in_transform, now
+from gradwatch.capture.layout import Layout
+from gradwatch.capture.parameters import Parameters
+from gradwatch.capture.selection import Selection, held
+from gradwatch.capture.transfer import Tape, Transfer
+from gradwatch.records import Record
+
+
+@dataclass
+class _Sealed:
+    """A step that is over, while its measurements travel and its loss may still be told."""
+
+    step: int
+    trainable: list[str]
+    full: bool
+    skipped: bool
+    measured: Transfer
+    closed: int  # nodes of the autograd graph from this number on are of a later step
+    losses: list[Tensor] = field(default_factory=list)
+
+    def record(self, layout: Layout) -> Record:
+        """Waits for the measurements and makes the record."""
+        told = self.measured.scalars("told") + [float(loss) for loss in self.losses]
+        losses = told or self.measured.scalars("criterion")
+        clips = self.measured.scalars("clip")
+        sites, rows = self.measured.rows()
+        for factor, tensors in (("scale", ("activation_grad", "input_grad")), ("gradient_scale", ("parameter_grad",))):
+            for scale in self.measured.scalars(factor)[-1:]:
+                scaled = [site.tensor in tensors for site in sites]
+                rows[scaled, moments.MEAN : moments.MAX + 1] /= scale
+        ordered, merged = layout.arrange(sites, rows, self.measured.notes(), self.trainable, full=self.full)
+        return Record(
+            self.step,
+            ordered,
+            merged,
+            loss=sum(losses) / len(losses) if losses else None,
+            skipped=self.skipped or any(self.measured.scalars("overflow")),
+            backwards=self.measured.backwards,
+            full=self.full,
+            clip=clips[-1] if clips else float("nan"),
+        )
+
+
+class Recorder:
+    """Captures what the step in progress shows. Whoever owns it says when gradients are there and when a step is over.
+
+    Its methods let errors out, and the owner keeps them from the training; only hooks, which nobody calls by name, and the end
+    of a step, which may not stay half done, report theirs themselves.
+
+    Args:
+        selection: What is observed.
+        optimizers: Those that take the steps; none: nobody says when an update begins.
+        every: Steps from one full record to the next.
+        scaler: The ``torch.amp.GradScaler`` in use, or None.
+        first_step: The number of the first step.
+        fail: Called with an exception of gradwatch's own, which must not reach the training.
+
+    Attributes:
+        layers: Names of the layers whose activations are observed.
+        step: The number of the step in progress.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        optimizers: Sequence[Optimizer],
+        *,
+        every: int,
+        scaler: Any,
+        first_step: int,
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self.layers = frozenset(selection.layers)
+        self.step = first_step
+        self._optimizers, self._every, self._scaler, self._fail = optimizers, every, scaler, fail
+        self._tape = Tape()
+        self._activations = Activations(selection.layers, self._tape, fail)
+        self._parameters = Parameters(selection.parameters, selection.types, self._tape)
+        self._activations.gradients.on_backward(self._parameters.read_leftover)
+        self._layout = Layout(self._activations, self._parameters)
+        self._trainable: list[str] | None = None  # the parameters of the step in progress, once its gradients were read
+        self._unclipped: dict[str, Tensor] | None = None  # the norms that before_clip() read
+        self._sealed: _Sealed | None = None
+        self._loss_follows: bool | None = None
+
+    # -------------------------------------------------------------- hooks on the model
+
+    def open(self) -> None:
+        """Gets ready for the step in progress: hooks are on the model only while it samples activations."""
+        if not self._full:
+            self._activations.close()
+            return
+        self._activations.open()
+        if not self._optimizers:  # nobody says when an update begins, so the weights are remembered from here on
+            self._parameters.remember(self._parameters.named)
+
+    def pause(self) -> None:
+        """Takes the hooks off the model until ``open`` puts them back."""
+        self._activations.close()
+
+    def close(self) -> None:
+        """Takes the hooks off and lets go of all copies of weights. What was sealed can still be finished."""
+        self._activations.close()
+        self._parameters.forget()
+
+    # -------------------------------------------------------------- the step in progress
+
+    @property
+    def begun(self) -> bool:
+        """Whether gradients of the step in progress were read."""
+        return self._trainable is not None
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything of the step in progress was measured."""
+        return bool(self._tape)
+
+    def read(self, optimizer: Optimizer | None) -> None:
+        """Reads gradients, possibly several times a step, and in a full record the weights before the update."""
+        self._trainable = self._parameters.trainable(self._concerned(optimizer))
+        if self._unclipped is None:
+            self._parameters.read_gradients(self._trainable, full=self._full)
+        elif (left := self._parameters.share_left(self._unclipped, self._trainable)) is not None:
+            self._tape.add_scalar("clip", left)
+        if self._full and optimizer is not None:
+            self._parameters.remember(self._trainable)
+        self._note_scale(optimizer)
+
+    def before_clip(self) -> None:
+        """Reads gradients that are about to be clipped: the next ``read`` then only compares the norms that it finds."""
+        self._unclipped = None
+        self.read(None)
+        self._unclipped = self._parameters.norms(self._trainable or ())
+
+    def tap(self, name: str, tensor: Tensor) -> None:
+        """Observes a tensor that no module returns, and its gradient."""
+        self._activations.tap(name, tensor)
+
+    def loss(self, value: Tensor | float) -> None:
+        """Takes a loss, of the step in progress or of the one just sealed.
+
+        The graph tells when a tensor was computed. A number tells nothing, so that the habit of the loop has to: one that tells
+        its loss while no step is sealed tells it before the step, always.
+        """
+        if in_transform():
+            return
+        loss = value.detach().mean().clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        if self._sealed is None:
+            self._loss_follows = False
+        elif isinstance(value, Tensor) and (computed := computed_at(value)) is not None:
+            self._loss_follows = computed < self._sealed.closed
+        elif self._loss_follows is None:
+            self._loss_follows = True
+        if self._sealed is not None and self._loss_follows:
+            self._sealed.losses.append(loss)
+        else:
+            self._tape.add_scalar("told", loss)
+
+    def criterion(self, output: Any) -> None:
+        """Takes what a criterion returned, which is the loss where none is told."""
+        if isinstance(output, Tensor) and output.requires_grad and not in_transform():  # else it is no training loss
+            self._tape.add_scalar("criterion", output.detach().mean())
+
+    def overflow(self, optimizer: Optimizer) -> None:
+        """Notes whether the optimizer saw gradients overflow: a fused one is called all the same, and then moves nothing."""
+        if isinstance(overflow := getattr(optimizer, "found_inf", None), Tensor):
+            self._tape.add_scalar("overflow", overflow.detach().reshape(()))
+
+    @property
+    def _full(self) -> bool:
+        # Optimizers that step in turn each get their full record.
+        return self.step % self._every < max(1, len(self._optimizers))
+
+    def _note_scale(self, optimizer: Optimizer | None) -> None:
+        """Notes the factor that the scaler has put on the gradients, before ``scaler.update()`` changes it in place."""
+        scale = getattr(self._scaler, "_scale", None)  # get_scale() would wait for the device
+        if scale is None or not self._scaler.is_enabled():
+            return
+        scale = scale.detach().reshape(()).clone()
+        self._tape.add_scalar("scale", scale)
+        # A fused optimizer unscales while it steps, unless that was done before: then the scaler tells it None.
+        if getattr(optimizer, "_step_supports_amp_scaling", False) and getattr(optimizer, "grad_scale", scale) is not None:
+            self._tape.add_scalar("gradient_scale", scale)
+
+    def _concerned(self, optimizer: Optimizer | None) -> list[str]:
+        """The parameters that a step of the optimizer is about: its own, and those that none holds."""
+        named = self._parameters.named
+        others = [other for other in self._optimizers if other is not optimizer]
+        if optimizer is None or not others:
+            return list(named)
+        foreign = {id(tensor) for other in others for tensor in held(other)} - set(map(id, held(optimizer)))
+        return [name for name, tensor in named.items() if id(tensor) not in foreign]
+
+    # -------------------------------------------------------------- the end of a step
+
+    def seal(self, *, skipped: bool) -> None:
+        """Ends the step in progress: its measurements start to travel, and the next step begins. The one before is finished."""
+        for part in (self._parameters.read_updates, self._activations.end_record, self._parameters.end_record):
+            try:
+                part()
+            except Exception as error:  # noqa: BLE001  # where one of them fails, the step ends all the same
+                self._fail(error)
+        self._parameters.forget()
+        self._sealed = _Sealed(self.step, self._trainable or [], self._full, skipped, self._tape.take(), now())
+        self.step += 1
+        self._trainable, self._unclipped = None, None
+        self.open()
+
+    def finish(self) -> Record | None:
+        """Makes the sealed step final, and waits for its measurements if need be; None where no step is sealed."""
+        sealed, self._sealed = self._sealed, None
+        return None if sealed is None else sealed.record(self._layout)
+
+    def unseen(self) -> list[str]:
+        """Layers of which no record holds an activation."""
+        return self._layout.unseen()
