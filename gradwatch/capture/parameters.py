@@ -33,7 +33,7 @@ class Parameters:
             for name, p in self.named.items()
         }
         self._before: dict[str, Tensor] = {}
-        self._leftover: dict[str, Tensor] | None = None
+        self._leftover: dict[str, Tensor | None] = {}
         self._silent = units.SilentUnits()
         self._full_records = 0
 
@@ -70,21 +70,20 @@ class Parameters:
         self.tape.add_norms([self._sites[name][1] for name in norms], [plain[name].numel() for name in norms], list(norms.values()))
 
     def read_leftover(self) -> None:
-        """Measures what ``.grad`` holds when a backward pass begins: of several in a step the least counts.
+        """Measures what ``.grad`` holds when a backward pass begins: of several before a parameter's step the least counts.
 
-        It is nothing where gradients were cleared. Later passes of a step find those before them, and a pass that only asks for
-        a gradient (a penalty's ``autograd.grad``) may come before the clearing.
+        It is nothing where gradients were cleared. Later passes of a step find those before them, a pass that only asks for a
+        gradient (a penalty's ``autograd.grad``) may come before the clearing, and one pass may serve several optimizers.
         """
         norms = self.norms(self.named)
-        if self._leftover is None:
-            self._leftover = norms
-        else:
-            both = self._leftover.keys() & norms.keys()  # a missing gradient is a cleared one
-            self._leftover = {name: torch.minimum(self._leftover[name], norms[name]) for name in both}
+        for name in self.named:
+            now = norms.get(name)  # None: there is no gradient, so it was cleared
+            before = self._leftover.get(name, now)
+            self._leftover[name] = None if now is None or before is None else torch.minimum(before, now)
 
     def _note_leftover(self, grads: dict[str, Tensor]) -> None:
-        left = self._leftover or {}
-        for name, now in self.norms(name for name in left if name in grads and grads[name].numel()).items():
+        left = {name: norm for name in grads if (norm := self._leftover.pop(name, None)) is not None and grads[name].numel()}
+        for name, now in self.norms(left).items():
             self.tape.note(self._sites[name][1], moments.STALE, left[name] / now)
 
     def _note_silent_rows(self, grads: dict[str, Tensor]) -> None:
@@ -102,7 +101,6 @@ class Parameters:
         """Notes what only a whole record shows."""
         for name, dead in self._silent.close():
             self.tape.note(self._sites[name][1], moments.DEAD, dead)
-        self._leftover = None
 
     def norms(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The Euclidean norm of each gradient that there is, shape ()."""

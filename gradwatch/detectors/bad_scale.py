@@ -16,7 +16,7 @@ from gradwatch import moments, names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding, Record
-from gradwatch.trends import Sites, per_sites
+from gradwatch.trends import Flags, Sites, per_sites
 
 LARGE = (
     "Normalise the input and the targets (zero mean, unit variance; LeCun et al. 1998, 'Efficient BackProp'), initialise weights "
@@ -75,7 +75,7 @@ class BadScale(Judgement):
         level, start = trends.level[where], trends.start[where]
         lasting = np.isfinite(level) & np.isfinite(start)
         far = lasting & (np.minimum(level, start) > np.log10(self.large))
-        faint = lasting & (np.maximum(level, start) < np.log10(self.small))
+        faint = lasting & ~_tables(record.sites) & (np.maximum(level, start) < np.log10(self.small))
         with np.errstate(invalid="ignore"):
             grown = level - start
         slack = np.log10(self.runaway) if trends.losses.learning is not False else 0.0
@@ -164,8 +164,14 @@ def _is_offset(record: Record, index: int) -> bool:
     return bool(abs(row[moments.MEAN]) > (1 - OFFSET**2) ** 0.5 * row[moments.RMS])
 
 
-UNSCALED = ("Identity", "Dropout", "Softmax", "Flatten", "Unflatten", "Embedding")
-"""Types whose output is no matter of weights: what passes through, a probability, a table's entry."""
+UNSCALED = ("Identity", "Dropout", "Softmax", "Flatten", "Unflatten")
+"""Types whose output is no matter of weights: what passes through, and probabilities."""
+
+
+@per_sites
+def _tables(sites: Sites) -> Flags:
+    """Which of ``_outputs`` are entries of a table, which may well be small: nothing was multiplied on the way to them."""
+    return np.array(["Embedding" in sites[index].type for index in _outputs(sites)], bool)
 
 
 @per_sites
