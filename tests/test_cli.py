@@ -157,3 +157,34 @@ def test_a_console_without_line_characters_gets_escapes(run):
     assert done.returncode == 0
     assert "\\u2500" in done.stdout
     assert done.stderr == ""
+
+
+def test_check_finds_what_was_found_and_says_so_by_its_status(tmp_path, capsys):
+    recorded = record_vanishing_run(tmp_path / "run")
+    assert main(["check", str(recorded)]) == 1
+    assert "critical: vanishing_gradient at 0, step 0–59" in capsys.readouterr().out
+
+
+def record_vanishing_run(folder):
+    from gradwatch.detectors import VanishingGradient
+    from gradwatch.writers.tensorboard import EventFileWriter
+
+    writer = EventFileWriter(folder)
+    for record in VanishingGradient.EXAMPLES["sick: a sigmoid stack"].records():
+        writer.write(record)
+    writer.close()
+    return folder
+
+
+def test_check_takes_other_thresholds(tmp_path, capsys):
+    recorded = record_vanishing_run(tmp_path / "run")
+    config = tmp_path / "thresholds.toml"
+    config.write_text("[VanishingGradient]\nenabled = false\n\n[LossStagnant]\nenabled = false\n")
+    assert main(["check", str(recorded), "--config", str(config)]) == 0
+    assert capsys.readouterr().out == "nothing found in 60 records\n"
+
+
+def test_check_says_what_is_wrong_with_its_thresholds(tmp_path, capsys):
+    recorded = record_vanishing_run(tmp_path / "run")
+    assert main(["check", str(recorded), "--config", str(tmp_path / "none.toml")]) == 2
+    assert "none.toml" in capsys.readouterr().err
