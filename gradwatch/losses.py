@@ -60,6 +60,7 @@ class Losses:
         self._lowest, self._highest = math.inf, -math.inf
         self._firsts: list[float] = []
         self._newest: deque[float] = deque(maxlen=2 * STRETCH)
+        self._first_stretch: Stretch | None = None
 
     def take(self, loss: float | None) -> None:
         """Takes the loss of the newest record."""
@@ -70,6 +71,8 @@ class Losses:
             typical = median(self._firsts)
             self.first = self._firsts[0] if typical > self.times(WORSE, self._firsts[0]) else typical
         self._newest.append(loss)
+        if self._first_stretch is None:
+            self._first_stretch = self.stretch()
         self.last = loss
         self.present = median(list(self._newest)[-PRESENT:])
         self._lowest, self._highest = min(self._lowest, loss), max(self._highest, loss)
@@ -84,6 +87,10 @@ class Losses:
     def stretch(self) -> Stretch | None:
         """The last stretch; None until there is one."""
         return Stretch(list(self._newest)[-STRETCH:]) if len(self._newest) >= STRETCH else None
+
+    def first_stretch(self) -> Stretch | None:
+        """The first stretch of the run; None until there is one."""
+        return self._first_stretch
 
     def stretch_before(self) -> Stretch | None:
         """The stretch before the last one; None until there is one."""

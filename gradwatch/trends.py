@@ -65,7 +65,7 @@ def matrices(sites: Sites) -> list[int]:
     return [
         index
         for index, site in enumerate(sites)
-        if site.tensor == "parameter_grad" and len(site.shape) > 1 and "Embedding" not in site.type
+        if site.tensor == "parameter_grad" and site.is_matrix and "Embedding" not in site.type
     ]
 
 

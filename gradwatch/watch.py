@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import gc
 import logging
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -17,11 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradwatch.capture import claims
+from gradwatch.capture.boundary import on_step
+from gradwatch.capture.guard import Guard
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.recorder import Recorder
-from gradwatch.capture.selection import Selection, select, strangers
+from gradwatch.capture.selection import listed, select, strangers
 from gradwatch.detectors import DEFAULT, Detector, Ledger, name_of
-from gradwatch.errors import AlreadyWatched, GradWatchWarning, InvalidSetting, UnhealthyTraining, WatchClosed
+from gradwatch.errors import GradWatchWarning, InvalidSetting, UnhealthyTraining, WatchClosed
 from gradwatch.history import History
 from gradwatch.incidents import group
 from gradwatch.records import Finding, Incident, Record
@@ -32,8 +32,6 @@ log = logging.getLogger("gradwatch")
 
 OnFinding = Literal["log", "warn", "raise"] | Callable[[Finding], object]
 T = TypeVar("T", Tensor, float)
-
-_open_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
 
 
 def watch(
@@ -83,16 +81,12 @@ def watch(
     check_settings(every, loss_fn, on_finding)
     if not isinstance(model, (nn.Module, Mapping)):
         raise InvalidSetting(f"the model is a {type(model).__name__}; give an nn.Module, or a mapping of names to leaf tensors")
-    given = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
-    optimizers = list(given or ()) if given is None or isinstance(given, Iterable) else [given]
-    for index, item in enumerate(optimizers):
-        if not isinstance(item, Optimizer):
-            raise InvalidSetting(f"optimizer {index} is a {type(item).__name__}; give torch.optim.Optimizer objects")
+    optimizers = listed(optimizer)
     for sentence in strangers(optimizers, model):
         warnings.warn(sentence, GradWatchWarning, stacklevel=2)
     return Watch(
         model,
-        list(dict.fromkeys(optimizers)),
+        optimizers,
         logdir=logdir,
         every=every,
         include=(include,) if isinstance(include, str) else tuple(include),
@@ -132,37 +126,32 @@ class Watch:
     ) -> None:
         selection = select(model, include, exclude)
         self.ids = {id(thing) for thing in (*selection.layers.values(), *selection.parameters.values())}
-        _refuse_watched(self.ids, selection)
+        claims.refuse_claimed(self.ids, selection)
         self.history = History()
+        self._guard = Guard()
         self._on_finding = on_finding
-        self._reads_gradients = reads_gradients
         self._optimizers = list(optimizers)
-        self._writers = [*([_event_file(logdir)] if logdir is not None else []), *writers]
+        self._writers = list(writers)
+        if logdir is not None:
+            from gradwatch.writers.tensorboard import EventFileWriter
+
+            self._writers.insert(0, EventFileWriter(logdir))
         self._ledger = Ledger(detectors, self._drop_detector)
         self._recorder = Recorder(selection, self._optimizers, every=every, scaler=scaler, first_step=first_step, fail=self.fail)
-        self._said: set[str] = set()
         self._news: list[Finding] = []
         self._closed = False
         self._attached = contextlib.ExitStack()
+        self._attached.callback(self._recorder.close)
         try:
-            self._attach(loss_fn)
+            if loss_fn is not None:
+                self._attached.callback(loss_fn.register_forward_hook(Hook(self._recorder, Recorder.criterion)).remove)
+            before = self._before_step if reads_gradients else None
+            self._attached.enter_context(on_step(self._optimizers, before, self._after_step))
             self._recorder.open()
         except BaseException:
-            self._detach()  # a watch that could not be made leaves nothing behind
+            self._attached.close()  # a watch that could not be made leaves nothing behind
             raise
-        _open_watches.add(self)
-
-    def _attach(self, loss_fn: nn.Module | None) -> None:
-        if loss_fn is not None:
-            self._attached.callback(loss_fn.register_forward_hook(Hook(self, Watch._criterion)).remove)
-        for optimizer in self._optimizers:
-            # These hold the watch strongly: it lives as long as what it watches, also where nobody keeps it.
-            self._attached.callback(optimizer.register_step_pre_hook(self._before_step).remove)
-            self._attached.callback(optimizer.register_step_post_hook(self._after_step).remove)
-
-    def _detach(self) -> None:
-        self._attached.close()
-        self._recorder.close()
+        claims.claim(self)
 
     # -------------------------------------------------------------- for users
 
@@ -183,7 +172,7 @@ class Watch:
             WatchClosed: After ``close()``.
         """
         self._refuse_closed("step")
-        with self._guarded():
+        with self._guard():
             if not self._recorder.begun:
                 self._recorder.read(None)
             self._seal(skipped=bool(self._optimizers))
@@ -205,7 +194,7 @@ class Watch:
             WatchClosed: After ``close()``.
         """
         self._refuse_closed("loss")
-        with self._guarded():
+        with self._guard():
             self._recorder.loss(value)
         return value
 
@@ -227,7 +216,7 @@ class Watch:
         if name in self._recorder.layers:
             raise InvalidSetting(f"tap({name!r}): the model has a layer of this name, which is observed already; give another name")
         if not torch.compiler.is_compiling():
-            with self._guarded():
+            with self._guard():
                 self._recorder.tap(name, tensor)
         return tensor
 
@@ -240,7 +229,7 @@ class Watch:
             WatchClosed: After ``close()``.
         """
         self._refuse_closed("before_clip")
-        with self._guarded():
+        with self._guard():
             self._recorder.before_clip()
 
     def report(self) -> str:
@@ -252,13 +241,13 @@ class Watch:
         if self._closed:
             return
         self._closed = True
-        _open_watches.discard(self)
-        with self._guarded():
+        claims.release(self)
+        with self._guard():
             if not self._recorder.step and self._optimizers and self._recorder.measured:
                 self._recorder.read(None)  # a loop that never stepped has one record all the same
                 self._seal(skipped=True)
-        self._detach()
-        with self._guarded():
+        self._attached.close()
+        with self._guard():
             self._finish()
             for finding in self._ledger.close():
                 self._write("report", finding)
@@ -290,12 +279,12 @@ class Watch:
 
     def pause(self) -> None:
         """Takes the hooks off the model while it is validated in the middle of its training."""
-        with self._guarded():
+        with self._guard():
             self._recorder.pause()
 
     def resume(self) -> None:
         """Puts them back, where the step in progress is one that samples activations."""
-        with self._guarded():
+        with self._guard():
             self._recorder.open()
 
     def begin(self, optimizer: Optimizer | None, step: int) -> None:
@@ -308,7 +297,7 @@ class Watch:
             optimizer: The one that is going to step.
             step: The trainer's own count of optimizer steps.
         """
-        with self._guarded():
+        with self._guard():
             if self._recorder.begun and step != self._recorder.step:
                 self._seal(skipped=True)
             self._recorder.step = step
@@ -317,50 +306,31 @@ class Watch:
 
     def abandon(self) -> None:
         """Records a step that has begun and was not taken as skipped."""
-        with self._guarded():
+        with self._guard():
             if self._recorder.begun:
                 self._seal(skipped=True)
         self._announce()
 
     def fail(self, error: Exception) -> None:
         """Reports an error of gradwatch's own, once; the training goes on."""
-        self._say(
-            f"{type(error).__name__}: {error}", error, "gradwatch failed inside, and training goes on without this observation"
-        )
+        self._guard.fail(error)
 
     # -------------------------------------------------------------- one step
 
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self._reads_gradients:
-            return None
-        positional = len(args) > 1
-        closure = args[1] if positional else kwargs.get("closure")
-        if closure is None:
-            with self._guarded():
-                self._recorder.read(optimizer)
-            return None
+    def _before_step(self, optimizer: Optimizer) -> None:
+        with self._guard():
+            self._recorder.read(optimizer)
 
-        def observed() -> Any:
-            loss = closure()
-            with self._guarded():
-                self._recorder.read(optimizer)
-            return loss
-
-        return ((args[0], observed, *args[2:]), kwargs) if positional else (args, {**kwargs, "closure": observed})
-
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        with self._guarded():
+    def _after_step(self, optimizer: Optimizer) -> None:
+        with self._guard():
             if self._recorder.begun:
                 self._recorder.overflow(optimizer)
                 self._seal(skipped=False)
         self._announce()
 
-    def _criterion(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self._recorder.criterion(output)
-
     def _seal(self, *, skipped: bool) -> None:
         """Ends the step in progress, once the record before it is final."""
-        with self._guarded():  # where that fails, the step ends all the same
+        with self._guard():  # where that fails, the step ends all the same
             self._finish()
         self._recorder.seal(skipped=skipped)
 
@@ -370,7 +340,7 @@ class Watch:
         if record is None:
             return
         self.history.append(record)
-        with self._guarded():
+        with self._guard():
             news = self._ledger.update(self.history)
             self.history.findings = self.findings
             self._news += news.raised
@@ -394,29 +364,17 @@ class Watch:
 
     # -------------------------------------------------------------- errors
 
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001  # whatever it is, it must not reach the user's training
-            self.fail(error)
-
     def _write(self, verb: str, *args: Record | Finding) -> None:
         for writer in list(self._writers):
             try:
                 getattr(writer, verb)(*args)
             except Exception as error:  # noqa: BLE001  # a full disk must not end the training
                 self._writers.remove(writer)
-                self._say(type(writer).__name__, error, f"the writer {type(writer).__name__} failed and is not used any more")
+                self._guard.say(type(writer).__name__, error, f"the writer {type(writer).__name__} failed and is not used any more")
 
     def _drop_detector(self, detector: Detector, error: Exception) -> None:
         name = name_of(detector)
-        self._say(name, error, f"the detector {name} failed and is not used any more")
-
-    def _say(self, what: str, error: Exception, text: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
-            log.error("%s: %s: %s", text, type(error).__name__, error, exc_info=error)
+        self._guard.say(name, error, f"the detector {name} failed and is not used any more")
 
     def _refuse_closed(self, method: str) -> None:
         if self._closed:
@@ -437,28 +395,3 @@ def check_settings(every: int, loss_fn: object, on_finding: object) -> None:
         )
     if not callable(on_finding) and on_finding not in ("log", "warn", "raise"):
         raise InvalidSetting(f"on_finding={on_finding!r}; give 'log', 'warn', 'raise' or a function of the finding")
-
-
-def _refuse_watched(ids: set[int], selection: Selection) -> None:
-    if any(not other.ids.isdisjoint(ids) for other in _open_watches):
-        gc.collect()  # one that nobody can reach any more, as its optimizer is gone, is closed by it
-    for other in _open_watches:
-        if not other.ids.isdisjoint(ids):
-            things = {**selection.parameters, **selection.layers}
-            name = next(name for name, thing in things.items() if id(thing) in other.ids)
-            raise AlreadyWatched(f"{name!r} is already watched; close that watch first")
-
-
-def _event_file(logdir: str | Path) -> Writer:
-    from gradwatch.writers.tensorboard import EventFileWriter
-
-    return EventFileWriter(logdir)
-
-
-@atexit.register
-def _close_all() -> None:
-    for item in list(_open_watches):
-        try:
-            item.close()
-        except Exception as news:  # noqa: BLE001  # there is no training left that it could reach
-            log.warning("%s", news)

@@ -86,6 +86,10 @@ class Activations:
             if active:
                 before = Hook(self, Activations._before)
                 self._attached.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            elif next(module.children(), None) is not None:
+                # Its own parameters (a class token, a position table, a gate) are used from its beginning on, not at its end.
+                enter = Hook(self, Activations._enter, site)
+                self._attached.callback(module.register_forward_pre_hook(enter).remove)
             after = Hook(self, Activations._after, site, grad_site, input_site)
             self._attached.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
@@ -114,6 +118,9 @@ class Activations:
         if not self.gradients.listening or not torch.is_grad_enabled() or in_transform():
             return False
         return recompute_kind() != "non-reentrant"  # that was observed when forward first came by
+
+    def _enter(self, site: Site, _module: nn.Module, _args: Any) -> None:
+        self.order.setdefault(site.layer, site.type)
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._observing():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradwatch import moments
@@ -74,7 +74,7 @@ class Recorder:
         fail: Called with an exception of gradwatch's own, which must not reach the training.
 
     Attributes:
-        layers: Names of the layers whose activations are observed.
+        layers: Canonical name → module, of the layers whose activations are observed.
         step: The number of the step in progress.
     """
 
@@ -88,9 +88,9 @@ class Recorder:
         first_step: int,
         fail: Callable[[Exception], None],
     ) -> None:
-        self.layers = frozenset(selection.layers)
+        self.layers = selection.layers
         self.step = first_step
-        self._optimizers, self._every, self._scaler, self._fail = optimizers, every, scaler, fail
+        self._optimizers, self._every, self._scaler, self._report = optimizers, every, scaler, fail
         self._tape = Tape()
         self._activations = Activations(selection.layers, self._tape, fail)
         self._parameters = Parameters(selection.parameters, selection.types, self._tape)
@@ -100,6 +100,10 @@ class Recorder:
         self._unclipped: dict[str, Tensor] | None = None  # the norms that before_clip() read
         self._sealed: _Sealed | None = None
         self._loss_follows: bool | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Takes an exception of a hook, or of the end of a step."""
+        self._report(error)
 
     # -------------------------------------------------------------- hooks on the model
 
@@ -174,8 +178,8 @@ class Recorder:
         else:
             self._tape.add_scalar("told", loss)
 
-    def criterion(self, output: Any) -> None:
-        """Takes what a criterion returned, which is the loss where none is told."""
+    def criterion(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        """Takes what a criterion returned, as its forward hook: it is the loss where none is told."""
         if isinstance(output, Tensor) and output.requires_grad and not in_transform():  # else it is no training loss
             self._tape.add_scalar("criterion", output.detach().mean())
 
@@ -217,7 +221,7 @@ class Recorder:
             try:
                 part()
             except Exception as error:  # noqa: BLE001  # where one of them fails, the step ends all the same
-                self._fail(error)
+                self.fail(error)
         self._parameters.forget()
         self._sealed = _Sealed(self.step, self._trainable or [], self._full, skipped, self._tape.take(), now())
         self.step += 1

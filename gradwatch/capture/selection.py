@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradwatch import names
-from gradwatch.errors import NothingToWatch
+from gradwatch.errors import InvalidSetting, NothingToWatch
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,20 @@ def select(model: nn.Module | Mapping[str, Tensor], include: Sequence[str], excl
     owners = {} if isinstance(model, Mapping) else modules
     types = {name: type(owners.get(names.owner(name))).__name__ if owners else "Tensor" for name in parameters}
     return Selection(layers, parameters, types)
+
+
+def listed(optimizer: Optimizer | Iterable[Optimizer] | Mapping[str, Optimizer] | None) -> list[Optimizer]:
+    """The optimizers that are given as one, several, or by name; each once.
+
+    Raises:
+        InvalidSetting: One of them is something else.
+    """
+    given = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
+    optimizers = list(given or ()) if given is None or isinstance(given, Iterable) else [given]
+    for index, item in enumerate(optimizers):
+        if not isinstance(item, Optimizer):
+            raise InvalidSetting(f"optimizer {index} is a {type(item).__name__}; give torch.optim.Optimizer objects")
+    return list(dict.fromkeys(optimizers))
 
 
 def strangers(optimizers: Iterable[Optimizer], model: nn.Module | Mapping[str, Tensor]) -> list[str]:

@@ -149,13 +149,13 @@ class ExplodingOverTime(Judgement):
     A recurrent layer adds up its time steps in one gradient: what grows over time shows in no single output, but in its weights.
 
     Attributes:
-        factor: A matrix's gradient rms over the largest between it and the loss, dimensionless. Healthy nets stay under 100 in any
-            direction; recurrent weights of gain 3 over 40 steps reach 1e4.
+        factor: A matrix's gradient rms over the largest between it and the loss, dimensionless, both over the last few steps.
+            Healthy nets stay under 100 in any direction; recurrent weights of gain 3 over 40 steps reach 500 to 1e4.
         confirm: 10 steps.
     """
 
     confirm: int = 10
-    factor: float = 1e3
+    factor: float = 300.0
 
     breaks: ClassVar[bool] = True
     WIDER: ClassVar = {"factor": 2.0}
@@ -174,7 +174,7 @@ class ExplodingOverTime(Judgement):
         compared = matrices(record.sites)
         if len(compared) < 2 or trends.losses.learning is not False:  # a factor needs a matrix to be a factor of
             return
-        level = trends.level[trends.where(record.sites)[compared]]
+        level = trends.recent[trends.where(record.sites)[compared]]
         behind = np.maximum.accumulate(np.where(np.isfinite(level), level, -np.inf)[::-1])[::-1][1:]
         with np.errstate(invalid="ignore"):  # nothing behind has a gradient
             excess = np.where(np.isfinite(behind), level[:-1] - behind, -np.inf)

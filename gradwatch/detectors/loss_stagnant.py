@@ -31,9 +31,9 @@ class LossStagnant(Judgement):
 
     Attributes:
         start: Loss now over the loss at the start, above which nothing was learnt.
-        progress: Fall from one stretch of 30 steps to the next, as a share, that counts as learning: 2 % make the 7 % of ``start``
+        progress: Fall from one stretch of 30 steps to the next, or from the first one, as a share, that counts as learning: 2 % make the 7 % of ``start``
             in the 90 steps that are waited for.
-        sure: Standard errors of a median by which two levels must differ to be called different.
+        sure: Standard errors by which the loss must be below its start, a median of five, to be called lower.
         definite: Variance of the last layer's output over the loss, above which the net says something and is not at a loss: a run
             that is resumed at its noise floor does not fall either, but its outputs differ from input to input.
         scatter: Spread of the losses of a stretch over the loss at the start, above which they tell nothing.
@@ -66,13 +66,14 @@ class LossStagnant(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the loss, where the newest record shows it stagnant."""
         record, losses = history[-1], history.trends.losses
-        now, before = losses.stretch(), losses.stretch_before()
-        if now is None or before is None or record.loss is None or losses.signed:
+        now, before, outset = losses.stretch(), losses.stretch_before(), losses.first_stretch()
+        if now is None or before is None or outset is None or record.loss is None or losses.signed:
             return
         scale, spread = abs(losses.first), now.spread
         fallen = losses.first - now.level > max((1 - self.start) * scale, self.sure * MEDIAN * spread / FIRST**0.5)
-        error = MEDIAN * spread * (2 / STRETCH) ** 0.5
-        falling = before.level - now.level > max(self.progress * scale, self.sure * error)
+        # A fall that the noise may hide is given the benefit of the doubt: one standard error of a difference of two medians.
+        least = max(self.progress * scale, MEDIAN * spread * (2 / STRETCH) ** 0.5)
+        falling = max(before.level, outset.level) - now.level > least
         definite = history.trends.output_variance > self.definite * scale
         if spread > self.scatter * scale or fallen or falling or definite:
             return

@@ -76,6 +76,8 @@ class UpdateRatio(Judgement):
         settled = (trends.seen[updates] > 1) & (record.step - history.first_step >= self.skip)
         with np.errstate(invalid="ignore"):  # a weight of exactly zero has no ratio
             ratio = trends.level[updates] - trends.level[weights]
+        # A weight that started at zero is all update for a while.
+        ratio[(trends.start[weights] == -np.inf) & (ratio > np.log10(self.large))] = np.nan
         replaced = np.isfinite(ratio) & (ratio > np.log10(self.replace)) & (trends.losses.present > trends.losses.first)
         ratio[~settled & ~replaced] = np.nan
         if not np.isfinite(ratio).any():
@@ -108,5 +110,5 @@ def _pairs(sites: Sites) -> list[tuple[int, int]]:
     return [
         (index, at[site.layer, "parameter"])
         for index, site in enumerate(sites)
-        if site.tensor == "update" and len(site.shape) > 1 and (site.layer, "parameter") in at and "Embedding" not in site.type
+        if site.tensor == "update" and site.is_matrix and (site.layer, "parameter") in at and "Embedding" not in site.type
     ]

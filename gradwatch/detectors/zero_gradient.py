@@ -112,7 +112,7 @@ class ZeroGradient(Judgement):
         alive = {
             names.owner(site.layer)
             for site, is_cut in zip(sites, cut, strict=True)
-            if site.tensor == "parameter_grad" and len(site.shape) > 1 and not is_cut
+            if site.tensor == "parameter_grad" and site.is_matrix and not is_cut
         }
         return np.array([site.tensor == "parameter_grad" and names.owner(site.layer) not in alive for site in sites], bool)
 

@@ -1,0 +1,35 @@
+"""Keeps errors of gradwatch's own from the training that it observes, and tells each of them once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+log = logging.getLogger("gradwatch")
+
+
+class Guard:
+    """``with guard():`` lets no error out. A loop repeats an error at every step, so that only its first time is logged."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Runs what is inside; an error ends it. A generator, and no class, since a compiler can trace through generators only."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must not reach the user's training
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Reports an error; the training goes on."""
+        what = f"{type(error).__name__}: {error}"
+        self.say(what, error, "gradwatch failed inside, and training goes on without this observation")
+
+    def say(self, what: str, error: Exception, text: str) -> None:
+        """Reports an error with a text of its own, once for what it concerns."""
+        if what not in self._said:
+            self._said.add(what)
+            log.error("%s: %s: %s", text, type(error).__name__, error, exc_info=error)
