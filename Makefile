@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench docs clean
+.PHONY: help install demo test check bench calibrate docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ check: $(STAMP) ## formatting, lint, types
 
 bench: $(STAMP) ## measure what watching costs
 	$(BIN)/python benchmarks/overhead.py
+
+calibrate: $(STAMP) ## measure how right the verdicts are, on the labelled corpus: docs/calibration.md
+	$(BIN)/python -m benchmarks.faults.calibrate --out docs/calibration.md
 
 docs: $(STAMP) ## write the generated pages of docs/ anew
 	$(BIN)/python docs/generate.py

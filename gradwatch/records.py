@@ -51,18 +51,8 @@ class Site:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether a parameter has rows and columns; a vector may be stored with dimensions of size 1."""
-        return sum(size > 1 for size in self.shape) > 1
-
-    def __post_init__(self) -> None:
-        # Every record looks up all of its sites, several times.
-        object.__setattr__(self, "_hash", hash((self.layer, self.tensor, self.type, self.shape)))
-
-    def __hash__(self) -> int:
-        return self._hash  # type: ignore[attr-defined, no-any-return]  # not a field, which would be compared and shown
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Site, (self.layer, self.tensor, self.type, self.shape)  # strings hash differently in another process
+        """Whether a parameter has rows and columns; a vector may be stored with leading dimensions of size 1, such as a token."""
+        return len(self.shape) == 2 or sum(size > 1 for size in self.shape) > 1  # one row is a matrix: a layer of one unit
 
 
 @dataclass(frozen=True, eq=False)

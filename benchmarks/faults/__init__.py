@@ -5,8 +5,8 @@
         ...
 
 See ``core`` for the interface, ``score`` for scoring a monitor's
-findings and ``python -m benchmarks.faults --list`` for what there is.  The held-out half
-lives in ``heldout`` and may be absent.
+findings and ``python -m benchmarks.faults --list`` for what there is.  ``dev`` is what
+thresholds were set on, ``more`` measures.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _load() -> None:
     global _loaded
     if _loaded:
         return
-    for part in ("dev", "more", "heldout"):
+    for part in ("dev", "more"):
         if importlib.util.find_spec(f"{__name__}.{part}") is None:
             continue
         pkg = importlib.import_module(f"{__name__}.{part}")
