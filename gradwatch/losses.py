@@ -26,6 +26,10 @@ NORMAL = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
 
 
+MEDIAN = 1.2533
+"""Standard error of a median over that of a mean, for a normal distribution: √(π/2)."""
+
+
 class Stretch:
     """Losses in a row.
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from gradwatch.detectors.base import Example, Judgement
 from gradwatch.history import History
-from gradwatch.losses import FIRST, STRETCH
+from gradwatch.losses import FIRST, MEDIAN, STRETCH
 from gradwatch.records import Finding
 
 ADVICE = (
@@ -21,9 +21,6 @@ ADVICE = (
     "other findings first: they name causes."
 )
 
-MEDIAN = 1.2533
-"""Standard error of a median over that of a mean, for a normal distribution: √(π/2)."""
-
 
 @dataclass(frozen=True)
 class LossStagnant(Judgement):
@@ -31,8 +28,8 @@ class LossStagnant(Judgement):
 
     Attributes:
         start: Loss now over the loss at the start, above which nothing was learnt.
-        progress: Fall from one stretch of 30 steps to the next, or from the first one, as a share, that counts as learning: 2 % make the 7 % of ``start``
-            in the 90 steps that are waited for.
+        progress: Fall from one stretch of 30 steps to the next, or from the first one, as a share, that counts as learning: 2 %
+            make the 7 % of ``start`` in the 90 steps that are waited for.
         sure: Standard errors by which the loss must be below its start, a median of five, to be called lower.
         definite: Variance of the last layer's output over the loss, above which the net says something and is not at a loss: a run
             that is resumed at its noise floor does not fall either, but its outputs differ from input to input.
@@ -66,8 +63,10 @@ class LossStagnant(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the loss, where the newest record shows it stagnant."""
         record, losses = history[-1], history.trends.losses
+        if losses.learning or losses.signed or record.loss is None:
+            return
         now, before, outset = losses.stretch(), losses.stretch_before(), losses.first_stretch()
-        if now is None or before is None or outset is None or record.loss is None or losses.signed:
+        if now is None or before is None or outset is None:
             return
         scale, spread = abs(losses.first), now.spread
         fallen = losses.first - now.level > max((1 - self.start) * scale, self.sure * MEDIAN * spread / FIRST**0.5)

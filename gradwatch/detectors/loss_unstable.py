@@ -15,7 +15,7 @@ import numpy as np
 
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
-from gradwatch.losses import Losses
+from gradwatch.losses import FIRST, MEDIAN, Losses
 from gradwatch.records import Finding
 from gradwatch.trends import gradients
 
@@ -34,6 +34,7 @@ class LossUnstable(Judgement):
             the median of ten stays below; unstable runs lie at 20 to 1e25.
         unlearnt: Loss of two whole stretches over the loss at the start, above which training has made it worse and keeps it so;
             one stretch may be the hump of a term that is learnt later.
+        sure: Standard errors of the loss at the start by which it must be above it.
         erratic: Spread of that stretch over its level, that tells overshooting from a mere offset.
         runaway: Size of the loss over its size at the start, for a loss without a lower bound, or of the wrong sign.
         accelerates: How many times as far such a loss moves in a stretch as in the one before.
@@ -45,6 +46,7 @@ class LossUnstable(Judgement):
     confirm: int = 5
     above: float = 3.0
     unlearnt: float = 1.15
+    sure: float = 2.0
     erratic: float = 0.07
     runaway: float = 5.0
     accelerates: float = 3.0
@@ -84,7 +86,9 @@ class LossUnstable(Judgement):
     def _is_unlearnt(self, losses: Losses) -> bool:
         if losses.present < losses.first or (now := losses.stretch()) is None or (before := losses.stretch_before()) is None:
             return False
-        worse = min(now.level, before.level) > losses.times(self.unlearnt)
+        # The start is a median of five: what its own scatter explains is no change.
+        least = max(losses.times(self.unlearnt), losses.first + self.sure * MEDIAN * now.spread / FIRST**0.5)
+        worse = min(now.level, before.level) > least
         return worse and now.spread > self.erratic * abs(now.level)
 
     def _runs_away(self, history: History) -> bool:

@@ -28,8 +28,8 @@ CUT = (
 DEAD = (
     "A gradient arrives and is exactly zero: look downstream for ReLUs whose inputs are all negative, weights that are all zero, "
     "an activation saturated to rounding, or a loss that is constant. He initialisation with zero biases, or LeakyReLU, keeps "
-    "units alive (He et al. 2015; Lu et al. 2019, 'Dying ReLU and initialization'). In float16 whatever is under 6e-8 is zero: scale "
-    "the loss (torch.amp.GradScaler; Micikevicius et al. 2018)."
+    "units alive (He et al. 2015; Lu et al. 2019, 'Dying ReLU and initialization'). In float16 whatever is under 6e-8 is zero: "
+    "scale the loss (torch.amp.GradScaler; Micikevicius et al. 2018)."
 )
 
 
