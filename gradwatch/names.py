@@ -14,6 +14,9 @@ from torch import nn
 ROOT = "model"
 """The name of the outermost module, which has no attribute name of its own."""
 
+UNREGISTERED = "unregistered"
+"""What stands for the name of a parameter that takes part in forward and that the model does not own."""
+
 WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Attributes that are wrappers wherever they stand."""
 

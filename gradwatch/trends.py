@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gradwatch import moments
+from gradwatch import moments, names
 from gradwatch.losses import Losses
 from gradwatch.records import Record, Site
 
@@ -65,7 +65,10 @@ def matrices(sites: Sites) -> list[int]:
     return [
         index
         for index, site in enumerate(sites)
-        if site.tensor == "parameter_grad" and site.is_matrix and "Embedding" not in site.type
+        if site.tensor == "parameter_grad"
+        and site.is_matrix
+        and "Embedding" not in site.type
+        and names.owner(site.layer) != names.UNREGISTERED  # nobody knows where forward comes by
     ]
 
 

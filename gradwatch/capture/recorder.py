@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from gradwatch import moments
 from gradwatch.capture.activations import Activations
 from gradwatch.capture.engine import computed_at, in_transform, now
+from gradwatch.capture.hooks import Hook
 from gradwatch.capture.layout import Layout
 from gradwatch.capture.parameters import Parameters
 from gradwatch.capture.selection import Selection, held
 from gradwatch.capture.transfer import Tape, Transfer
+from gradwatch.capture.unowned import Unowned
 from gradwatch.records import Record
 
 
@@ -95,6 +98,9 @@ class Recorder:
         self._activations = Activations(selection.layers, self._tape, fail)
         self._parameters = Parameters(selection.parameters, selection.types, self._tape)
         self._activations.gradients.on_backward(self._parameters.read_leftover)
+        self._root = selection.root
+        self._unowned = Unowned([*selection.owned, *(tensor for optimizer in optimizers for tensor in held(optimizer))], self._tape)
+        self._root_hook: RemovableHandle | None = None
         self._layout = Layout(self._activations, self._parameters)
         self._trainable: list[str] | None = None  # the parameters of the step in progress, once its gradients were read
         self._unclipped: dict[str, Tensor] | None = None  # the norms that before_clip() read
@@ -110,20 +116,34 @@ class Recorder:
     def open(self) -> None:
         """Gets ready for the step in progress: hooks are on the model only while it samples activations."""
         if not self._full:
-            self._activations.close()
+            self.pause()
             return
         self._activations.open()
+        if self._unowned.done:
+            self._release_root()
+        elif self._root is not None and self._root_hook is None:
+            self._root_hook = self._root.register_forward_hook(Hook(self, Recorder._look))
         if not self._optimizers:  # nobody says when an update begins, so the weights are remembered from here on
             self._parameters.remember(self._parameters.named)
 
     def pause(self) -> None:
         """Takes the hooks off the model until ``open`` puts them back."""
         self._activations.close()
+        self._release_root()
 
     def close(self) -> None:
         """Takes the hooks off and lets go of all copies of weights. What was sealed can still be finished."""
-        self._activations.close()
+        self.pause()
         self._parameters.forget()
+
+    def _look(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if torch.is_grad_enabled() and not in_transform():
+            self._unowned.look(output)
+
+    def _release_root(self) -> None:
+        if self._root_hook is not None:
+            self._root_hook.remove()
+            self._root_hook = None
 
     # -------------------------------------------------------------- the step in progress
 
@@ -144,8 +164,10 @@ class Recorder:
             self._parameters.read_gradients(self._trainable, full=self._full)
         elif (left := self._parameters.share_left(self._unclipped, self._trainable)) is not None:
             self._tape.add_scalar("clip", left)
-        if self._full and optimizer is not None:
-            self._parameters.remember(self._trainable)
+        if self._full:
+            self._unowned.read()
+            if optimizer is not None:
+                self._parameters.remember(self._trainable)
         self._note_scale(optimizer)
 
     def before_clip(self) -> None:

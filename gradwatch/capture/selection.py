@@ -24,11 +24,15 @@ class Selection:
         layers: Canonical name → module whose output is observed.
         parameters: Canonical full name → leaf tensor.
         types: The names of ``parameters`` → class name of the module that owns it.
+        root: The model itself; None where it is a mapping.
+        owned: All of the model's parameters, selected or not.
     """
 
     layers: Mapping[str, nn.Module]
     parameters: Mapping[str, Tensor]
     types: Mapping[str, str]
+    root: nn.Module | None
+    owned: tuple[Tensor, ...]
 
 
 def select(model: nn.Module | Mapping[str, Tensor], include: Sequence[str], exclude: Sequence[str]) -> Selection:
@@ -72,7 +76,9 @@ def select(model: nn.Module | Mapping[str, Tensor], include: Sequence[str], excl
         raise NothingToWatch(f"include={tuple(include)!r} and exclude={tuple(exclude)!r} leave nothing of {_title(model)} to watch")
     owners = {} if isinstance(model, Mapping) else modules
     types = {name: type(owners.get(names.owner(name))).__name__ if owners else "Tensor" for name in parameters}
-    return Selection(layers, parameters, types)
+    root = None if isinstance(model, Mapping) else model
+    owned = tuple(model.values() if isinstance(model, Mapping) else model.parameters())
+    return Selection(layers, parameters, types, root, owned)
 
 
 def listed(optimizer: Optimizer | Iterable[Optimizer] | Mapping[str, Optimizer] | None) -> list[Optimizer]:

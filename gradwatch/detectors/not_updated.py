@@ -25,6 +25,12 @@ ADVICE = (
 )
 
 
+UNREGISTERED = (
+    "A layer of this shape takes part in forward and is no part of the model, so that model.parameters() leaves it out: layers in "
+    "a plain Python list or dict are not registered. Use torch.nn.ModuleList or ModuleDict (PyTorch documentation of ModuleList)."
+)
+
+
 @dataclass(frozen=True)
 class NotUpdated(Judgement):
     """In every full record so far the update of a parameter with a gradient was exactly zero.
@@ -75,6 +81,8 @@ class NotUpdated(Judgement):
             if not still or layer in named or not gradients.get(site.layer, -np.inf) > bound:
                 continue
             named.add(layer)
+            unregistered = layer == names.UNREGISTERED
+            what = f"a parameter of shape {site.shape} that the model does not own" if unregistered else site.layer
             yield Finding(
                 "not_updated",
                 layer,
@@ -82,8 +90,8 @@ class NotUpdated(Judgement):
                 record.step,
                 "critical",
                 {"gradient_rms": float(10 ** gradients[site.layer]), "update_rms": 0.0},
-                f"{site.layer} gets a gradient of rms {10 ** gradients[site.layer]:.1e} and has never moved",
-                ADVICE,
+                f"{what} gets a gradient of rms {10 ** gradients[site.layer]:.1e} and has never moved",
+                UNREGISTERED if unregistered else ADVICE,
             )
 
 
