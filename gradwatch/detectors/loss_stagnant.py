@@ -30,7 +30,7 @@ class LossStagnant(Judgement):
         start: Loss now over the loss at the start, above which nothing was learnt.
         progress: Fall from one stretch of 30 steps to the next, or from the first one, as a share, that counts as learning: 2 %
             make the 7 % of ``start`` in the 90 steps that are waited for.
-        sure: Standard errors by which the loss must be below its start, a median of five, to be called lower.
+        sure: Standard errors by which a loss must be below another to be called lower.
         definite: Variance of the last layer's output over the loss, above which the net says something and is not at a loss: a run
             that is resumed at its noise floor does not fall either, but its outputs differ from input to input.
         scatter: Spread of the losses of a stretch over the loss at the start, above which they tell nothing.
@@ -70,9 +70,11 @@ class LossStagnant(Judgement):
             return
         scale, spread = abs(losses.first), now.spread
         fallen = losses.first - now.level > max((1 - self.start) * scale, self.sure * MEDIAN * spread / FIRST**0.5)
-        # A fall that the noise may hide is given the benefit of the doubt: one standard error of a difference of two medians.
-        least = max(self.progress * scale, MEDIAN * spread * (2 / STRETCH) ** 0.5)
-        falling = max(before.level, outset.level) - now.level > least
+        # A fall since the outset that the noise may hide is given the benefit of the doubt: one standard error of a difference of
+        # two medians. From one stretch to the next, which happens again and again, it takes the usual two.
+        error = MEDIAN * spread * (2 / STRETCH) ** 0.5
+        falling = outset.level - now.level > max(self.progress * scale, error)
+        falling |= before.level - now.level > max(self.progress * scale, self.sure * error)
         definite = history.trends.output_variance > self.definite * scale
         if spread > self.scatter * scale or fallen or falling or definite:
             return

@@ -37,6 +37,7 @@ class VanishingGradient(Judgement):
         outputs: rms of a layer's output gradient over that of the last layer, dimensionless; healthy nets lie above 0.04 (19 of 20;
             zero-initialised branches start at 0 and rise), vanishing ones at 6e-17 to 5e-6. It decides where the last layer has
             fitted the mean, so that the gradients of all weights are rounding noise and say nothing of depth.
+        worse: Loss over the loss at the start above which the run is blowing up, and a small gradient is the least of it.
         rise: A gradient that grew to this many times its usual level is waking up.
         confirm: 20 steps: the first steps of a net, until its last layer fits the mean, look alike in sick and healthy nets.
     """
@@ -44,6 +45,7 @@ class VanishingGradient(Judgement):
     confirm: int = 20
     share: float = 3e-4
     outputs: float = 1e-5
+    worse: float = 2.0
     rise: float = 2.0
 
     WIDER: ClassVar = {"share": 0.5, "outputs": 0.5}
@@ -79,7 +81,8 @@ class VanishingGradient(Judgement):
 
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the most starved layer, where the newest record shows one."""
-        if not history.trends.losses.learning:
+        losses = history.trends.losses
+        if not losses.learning and not losses.present > losses.times(self.worse):
             starved = self._starved_matrix(history) or self._starved_output(history)
             if starved is not None:
                 yield starved
