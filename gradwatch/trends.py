@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from gradwatch import moments, names
 from gradwatch.losses import Losses
+from gradwatch.moments import Array
 from gradwatch.records import Record, Site
 
 USUAL = 20
@@ -54,15 +55,15 @@ def gradients(sites: Sites) -> Counts:
 
 
 @per_sites
-def output_gradients(sites: Sites) -> list[int]:
+def output_gradients(sites: Sites) -> Counts:
     """The positions of the gradients of outputs, in forward order."""
-    return [index for index, site in enumerate(sites) if site.tensor == "activation_grad"]
+    return np.array([index for index, site in enumerate(sites) if site.tensor == "activation_grad"], np.int64)
 
 
 @per_sites
-def matrices(sites: Sites) -> list[int]:
+def matrices(sites: Sites) -> Counts:
     """The positions of the gradients of weight matrices and convolutions, without embeddings, in forward order."""
-    return [
+    found = [
         index
         for index, site in enumerate(sites)
         if site.tensor == "parameter_grad"
@@ -70,6 +71,13 @@ def matrices(sites: Sites) -> list[int]:
         and "Embedding" not in site.type
         and names.owner(site.layer) != names.UNREGISTERED  # nobody knows where forward comes by
     ]
+    return np.array(found, np.int64)
+
+
+@per_sites
+def updates(sites: Sites) -> Counts:
+    """The positions of the updates of parameters among the sites."""
+    return np.array([index for index, site in enumerate(sites) if site.tensor == "update"], np.int64)
 
 
 @per_sites
@@ -100,6 +108,7 @@ class Trends:
         seen: Records that held the site.
         silent: Records in a row, up to the newest, in which the site was exactly zero or got no gradient.
         quiet: The longest such row that ended.
+        resting: Whether any site is silent.
         losses: What the loss has done.
         output_variance: Variance of the last layer's output in the newest full record; NaN where there is none.
         idle: Backward passes since the start without a single optimizer step; 0 once there was one.
@@ -112,6 +121,7 @@ class Trends:
         self.outputs = np.empty(0, np.int64)
         self.level, self.usual, self.recent, self.start = (np.empty(0) for _ in range(4))
         self.seen, self.silent, self.quiet = (np.empty(0, np.int64) for _ in range(3))
+        self.resting = False
         self.losses = Losses()
         self.broken = False
         self.output_variance = math.nan
@@ -127,10 +137,34 @@ class Trends:
         self._stepped |= not record.skipped
         self.idle = 0 if self._stepped else self.idle + max(1, record.backwards)
         where = self.where(record.sites)
-        rms = record.rows[:, moments.RMS].astype(np.float64)
+        rms = record.rows[:, moments.RMS]
+        self._take_output(record)
+        np.copyto(self.usual, self._now_usual)
+        np.copyto(self.recent, self._now_recent)
+        self.level.fill(np.nan)
+        self.broken = record.loss is not None and not math.isfinite(record.loss)
+        if self._is_ordinary(where, rms, record.rows[:, moments.COUNT]):
+            self.level[where] = level = np.log10(rms, dtype=np.float64)
+            self.seen[where] += 1
+            for average, length in ((self._now_usual, USUAL), (self._now_recent, RECENT)):
+                average[where] += (level - average[where]) / length
+        else:
+            self._take_all(record, where, rms.astype(np.float64))
+
+    def _take_output(self, record: Record) -> None:
+        last = _last_output(record.sites)
+        if last is not None and record.rows[last, moments.COUNT] > 0:
+            self.output_variance = float(record.rows[last, moments.RMS]) ** 2 - float(record.rows[last, moments.MEAN]) ** 2
+
+    def _is_ordinary(self, where: Counts, rms: Array, count: Array) -> bool:
+        """Whether every site was seen, finite and not zero, as often before: nearly every record, with little to be done."""
+        if self.resting or not len(rms) or not math.isfinite(rms.sum()) or not rms.min() > 0 or not count.min() > 0:
+            return False
+        return bool(self.seen[where].min() >= USUAL)
+
+    def _take_all(self, record: Record, where: Counts, rms: Values) -> None:
         measured = record.rows[:, moments.COUNT] > 0
         broken = measured & (~np.isfinite(rms) | (record.rows[:, moments.NONFINITE] > 0))
-        self.broken = record.loss is not None and not math.isfinite(record.loss)
         if broken.any():
             decisive = measured & _is_of_parameter(record.sites)
             self.broken |= bool((broken & decisive).any() if decisive.any() else True)
@@ -139,36 +173,24 @@ class Trends:
         with np.errstate(divide="ignore"):
             level = np.log10(np.where(measured, rms, 0))
         level[~seen] = np.nan
-        last = _last_output(record.sites)
-        if last is not None and measured[last]:
-            mean = float(record.rows[last, moments.MEAN])
-            self.output_variance = float(rms[last]) ** 2 - mean**2
-        self.level.fill(np.nan)
         self.level[where] = level
         self._count_silence(where, seen, level == -np.inf)
-        self._average(where, level, np.isfinite(level) & ~broken)
+        finite = np.isfinite(level) & ~broken
+        where, level = where[finite], level[finite]
+        for average, length in ((self._now_usual, USUAL), (self._now_recent, RECENT)):
+            before = average[where]
+            after = before + (level - before) / np.minimum(self.seen[where], length)
+            average[where] = np.where(np.isnan(before), level, after)
 
     def _count_silence(self, where: Counts, seen: Flags, zero: Flags) -> None:
         silent, times = self.silent[where], self.seen[where]
         ended = seen & ~zero & (silent > 0)
-        if ended.any():
-            self.quiet[where[ended]] = np.maximum(self.quiet[where[ended]], silent[ended])
+        self.quiet[where[ended]] = np.maximum(self.quiet[where[ended]], silent[ended])
         self.silent[where] = np.where(zero, silent + 1, np.where(seen, 0, silent))
+        self.resting = bool(self.silent.any())
         new = times == 0
-        if new.any():
-            self.start[where[new]] = self.level[where[new]]
+        self.start[where[new]] = self.level[where[new]]
         self.seen[where] = times + seen
-
-    def _average(self, where: Counts, level: Values, finite: Flags) -> None:
-        np.copyto(self.usual, self._now_usual)
-        np.copyto(self.recent, self._now_recent)
-        if not finite.all():
-            where, level = where[finite], level[finite]
-        times = self.seen[where]
-        for average, length in ((self._now_usual, USUAL), (self._now_recent, RECENT)):
-            before = average[where]
-            after = before + (level - before) / np.minimum(times, length)
-            average[where] = np.where(np.isnan(before), level, after)
 
     def where(self, sites: Sites) -> Counts:
         """The position of each of a record's sites in the vectors, (len(sites),)."""

@@ -1,6 +1,7 @@
 """The nouns: compared by value, frozen, and readable."""
 
 import json
+import pickle
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
@@ -17,6 +18,14 @@ def record(**changes):
     rows = np.stack([moments.EMPTY, moments.EMPTY])
     rows[0, [moments.COUNT, moments.CALLS, moments.RMS]] = 6, 2, 0.5
     return replace(Record(3, SITES, rows, loss=0.25, backwards=2), **changes)
+
+
+def test_a_site_from_another_process_is_found_among_those_of_this_one():
+    site, elsewhere = (Site("fc", "activation", "Linear") for _ in range(2))
+    object.__setattr__(elsewhere, "_hash", hash(site) + 1)  # as strings hash there
+    known = {site: 1}
+    assert known.get(pickle.loads(pickle.dumps(elsewhere))) == 1
+    assert known.get(replace(site, layer="fc2")) is None
 
 
 def test_records_are_compared_by_value_and_what_was_not_measured_equals_itself():

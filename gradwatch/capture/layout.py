@@ -27,7 +27,7 @@ class Layout:
         self._activations = activations
         self._parameters = parameters
         self._met: set[Site] = set()
-        self._cache: dict[tuple[bool, tuple[str, ...]], tuple[Site, ...]] = {}
+        self._cache: dict[tuple[bool, tuple[str, ...]], _Places] = {}
 
     def arrange(
         self,
@@ -50,24 +50,30 @@ class Layout:
         Returns:
             The record's sites, and their rows.
         """
-        fresh = {site for site in sites if site.tensor in ORDER} - self._met
+        key = full, tuple(trainable)
+        places = self._cache.get(key)
+        if places is None or places.measured != sites:  # the sites of most records are the same objects, compared by identity
+            places = self._places(sites, key)
+        if not notes and places.as_measured:
+            return places.ordered, rows
+        merged = moments.merge_all(rows[places.known], places.where, len(places.ordered))
+        for (site, column), share in notes.items():
+            index = places.position.get(site, -1)
+            if index >= 0 and merged[index, moments.COUNT] > 0:
+                merged[index, column] = share
+        return places.ordered, merged
+
+    def _places(self, sites: Sequence[Site], key: tuple[bool, tuple[str, ...]]) -> _Places:
+        fresh = {site for site in sites if site.tensor in ORDER or _is_unregistered(site)} - self._met
         if fresh:
             self._met |= fresh
             self._cache.clear()
-        key = full, tuple(trainable)
-        if key not in self._cache:
-            self._cache[key] = self._sites(trainable, full=full)
-        ordered = self._cache[key]
-        if not notes and tuple(sites) == ordered:
-            return ordered, rows
-        position = {site: index for index, site in enumerate(ordered)}
-        where = np.array([position.get(site, -1) for site in sites], np.intp)
-        merged = moments.merge_all(rows[where >= 0], where[where >= 0], len(ordered))
-        for (site, column), share in notes.items():
-            index = position.get(site, -1)
-            if index >= 0 and merged[index, moments.COUNT] > 0:
-                merged[index, column] = share
-        return ordered, merged
+        old = self._cache.get(key)
+        full, trainable = key
+        # Whoever remembers something of a tuple of sites knows it by its identity.
+        ordered = self._sites(trainable, full=full) if old is None else old.ordered
+        self._cache[key] = _Places(sites, ordered)
+        return self._cache[key]
 
     def unseen(self) -> list[str]:
         """Layers of which no record holds an activation: forward never called them, or never where it built a graph."""
@@ -86,4 +92,36 @@ class Layout:
             ordered += self._parameters.sites(own.pop(layer, ()), full=full)
         for rest in own.values():
             ordered += self._parameters.sites(rest, full=full)
+        if full:
+            ordered += sorted(filter(_is_unregistered, self._met), key=lambda site: (site.layer, site.tensor))
         return tuple(ordered)
+
+
+def _is_unregistered(site: Site) -> bool:
+    return names.owner(site.layer) == names.UNREGISTERED
+
+
+class _Places:
+    """Where the rows of a record go.
+
+    Args:
+        measured: The sites as they were measured.
+        ordered: The sites of the record.
+
+    Attributes:
+        position: Site → its place in ``ordered``.
+        known: The measurements that have a place.
+        where: Their places.
+        as_measured: Whether the rows are in order as they are.
+    """
+
+    __slots__ = ("as_measured", "known", "measured", "ordered", "position", "where")
+
+    def __init__(self, measured: Sequence[Site], ordered: tuple[Site, ...]) -> None:
+        self.measured = list(measured)
+        self.ordered = ordered
+        self.position = {site: index for index, site in enumerate(ordered)}
+        where = np.array([self.position.get(site, -1) for site in measured], np.intp)
+        self.known = where >= 0
+        self.where = where[self.known]
+        self.as_measured = tuple(measured) == ordered

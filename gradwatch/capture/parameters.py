@@ -32,6 +32,12 @@ class Parameters:
             name: tuple(Site(name, tensor, types[name], tuple(p.shape)) for tensor in ("parameter", "parameter_grad", "update"))
             for name, p in self.named.items()
         }
+        # Every parameter whose rows may be silent → the bias beside it.
+        self._biases = {
+            name: name.removesuffix("weight") + "bias" if name.endswith("weight") else None
+            for name in self.named
+            if "Embedding" not in types[name]
+        }
         self._before: dict[str, Tensor] = {}
         self._leftover: dict[str, Tensor | None] = {}
         self._silent = units.SilentUnits()
@@ -58,13 +64,10 @@ class Parameters:
 
     def _read_norms(self, grads: dict[str, Tensor]) -> None:
         plain = {name: grad for name, grad in grads.items() if grad.layout == torch.strided and not grad.is_complex()}
-        values = list(plain.values())
-        norms = dict(zip(plain, foreach_norm(values), strict=True)) if values else {}
-        low, high = moments.SAFE_NORM
+        norms = dict(zip(plain, foreach_norm(list(plain.values())), strict=True)) if plain else {}
+        unsafe = _unsafe(plain, norms)
         for name, grad in grads.items():
-            # A value on a CPU can be read at no cost, so that what the fast pass rounded away is measured again.
-            unsafe = name not in norms or (moments.readable(grad) and not low < float(norms[name]) < high)
-            if unsafe:
+            if name not in plain or name in unsafe:
                 norms.pop(name, None)
                 self.tape.add(self._sites[name][1], grad)
         self.tape.add_norms([self._sites[name][1] for name in norms], [plain[name].numel() for name in norms], list(norms.values()))
@@ -88,11 +91,11 @@ class Parameters:
 
     def _note_silent_rows(self, grads: dict[str, Tensor]) -> None:
         for name, grad in grads.items():
-            site = self._sites[name][1]
-            if not units.observable_rows(grad) or "Embedding" in site.type:
+            if name not in self._biases or not units.observable_rows(grad):
                 continue
             awake = units.awake_units(grad, 0)
-            bias = grads.get(name.removesuffix("weight") + "bias") if name.endswith("weight") else None
+            beside = self._biases[name]
+            bias = None if beside is None else grads.get(beside)
             if bias is not None and bias.shape == awake.shape:  # a layer behind silent ones has awake units and no input
                 awake = awake | (bias != 0)
             self._silent.saw(name, awake)
@@ -126,7 +129,8 @@ class Parameters:
             self.tape.add(weight, before)
             if self._full_records < SYMMETRIC_START and units.observable_rows(before) and "Embedding" not in weight.type:
                 self.tape.note(weight, moments.ALIKE, units.alike_share(before))
-            self.tape.add(update, self.named[name].detach() - before)
+            # Into the copy, which nobody needs any more: fresh memory costs more than the difference.
+            self.tape.add(update, torch.sub(self.named[name].detach(), before, out=before))
         self._full_records += bool(self._before)
         self._before.clear()
 
@@ -145,6 +149,19 @@ def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
     values = [torch.view_as_real(value.resolve_conj()) if value.is_complex() else value for value in values]
     wide = torch.float64 if not readable or any(value.dtype == torch.float64 for value in values) else torch.float32
     return list(torch._foreach_norm(values, 2, wide))
+
+
+def _unsafe(grads: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> set[str]:
+    """The gradients whose norm float32 may have rounded away, as far as that can be known.
+
+    A value on a CPU can be read at no cost, so that these are measured again.
+    """
+    names = [name for name, grad in grads.items() if moments.readable(grad)]
+    if not names:
+        return set()
+    values = torch.stack([norms[name] for name in names])
+    safe = (values > moments.SAFE_NORM[0]) & (values < moments.SAFE_NORM[1])
+    return {name for name, good in zip(names, safe.tolist(), strict=True) if not good}
 
 
 def _total(norms: Iterable[Tensor]) -> Tensor:

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from gradwatch import moments
-from gradwatch.moments import Array, Pieces
+from gradwatch.moments import Array, Copied, Pieces
 from gradwatch.records import Site
 
 MAX_ROWS = 100_000
 """Measurements after which a record folds what it has: a loop that calls a watched model without ever stepping keeps 0-dimensional
 tensors alive otherwise, about 3 kB a measurement."""
+
+MAX_COPIED = 4_000_000
+"""Elements of copies of small tensors, 16 MB, after which they are measured before the record ends."""
 
 
 class Tape:
@@ -28,7 +31,8 @@ class Tape:
 
     def __init__(self) -> None:
         # One append for each measurement, so that threads cannot come between its parts.
-        self._measured: dict[torch.device, list[tuple[Site, int, Pieces]]] = defaultdict(list)
+        self._measured: dict[torch.device, list[tuple[Site, int, Pieces | Copied]]] = defaultdict(list)
+        self._copied = 0
         self._norms: list[tuple[list[Site], list[int], Tensor]] = []
         self._scalars: dict[str, list[Tensor]] = defaultdict(list)
         self._notes: dict[torch.device, list[tuple[Site, int, Tensor]]] = defaultdict(list)
@@ -40,11 +44,16 @@ class Tape:
 
     def add(self, site: Site, tensor: Tensor, *, zeros: bool = False) -> None:
         """Measures a tensor for a site. Several tensors of a site are merged."""
-        count, pieces = moments.measure(tensor, zeros=zeros)
+        count, pieces = moments.measure(tensor, zeros=zeros, later=True)
         measured = self._measured[pieces[0].device]
         measured.append((site, count, pieces))
         if len(measured) >= MAX_ROWS:
             self._fold()
+        elif isinstance(pieces, Copied):
+            self._copied += count
+            if self._copied > MAX_COPIED:
+                self._copied = 0
+                _measure_copies(measured)
 
     def add_norms(self, sites: list[Site], counts: list[int], norms: Sequence[Tensor]) -> None:
         """Takes Euclidean norms that were measured elsewhere; nothing else is known about their tensors."""
@@ -101,7 +110,7 @@ class Transfer:
         self._norms = [(sites, counts, _to_host(norms)) for sites, counts, norms in tape._norms]
         self._scalars = {name: _to_host(_joined(values)) for name, values in tape._scalars.items()}
         self._notes = [
-            ([(site, column) for site, column, _ in notes], _to_host(torch.stack([share.double() for *_, share in notes])))
+            ([(site, column) for site, column, _ in notes], _to_host(torch.stack([share for *_, share in notes]).double()))
             for notes in tape._notes.values()
         ]
         self._events = [_event(device) for device in self._cuda_devices(tape)]
@@ -143,6 +152,18 @@ class Transfer:
     def scalars(self, name: str) -> list[float]:
         """The values that were added under a name, in order."""
         return [float(value) for value in self._scalars[name]] if name in self._scalars else []
+
+
+def _measure_copies(measured: list[tuple[Site, int, Pieces | Copied]]) -> None:
+    """Puts moments in the place of copies."""
+    known = list(measured)  # another thread may add to it
+    rows = moments.table([pieces for *_, pieces in known])
+    measured[: len(known)] = [(site, count, _pieces(row)) for (site, count, _), row in zip(known, rows, strict=True)]
+
+
+def _pieces(row: Tensor) -> Pieces:
+    total, norm, low, high, zeros, nonfinite = row.clone().unbind()
+    return total, norm, low, high, zeros, nonfinite
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:

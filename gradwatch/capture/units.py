@@ -47,14 +47,20 @@ class SilentUnits:
 
     def close(self) -> Iterator[tuple[str, Tensor]]:
         """Ends a record: each layer that was seen, and the share of its units that are dead, of shape ()."""
+        groups: dict[tuple[torch.device, int, bool], list[str]] = {}
         for layer, awake in self._awake.items():
             before = self._silence.get(layer)
-            if before is None or before.shape != awake.shape:
-                silence, window = torch.ones_like(awake, dtype=torch.int16), 1
+            known = before is not None and before.shape == awake.shape
+            groups.setdefault((awake.device, len(awake), known), []).append(layer)
+        for (*_, known), layers in groups.items():
+            awake = torch.stack([self._awake[layer] for layer in layers])  # (layers, units)
+            if known:
+                silence = (torch.stack([self._silence[layer] for layer in layers]) + 1).masked_fill(awake, 0)
             else:
-                silence, window = before + 1, WINDOW
-            self._silence[layer] = silence.masked_fill(awake, 0)
-            yield layer, (self._silence[layer] >= window).float().mean()
+                silence = (~awake).to(torch.int16)
+            self._silence.update(zip(layers, silence, strict=True))
+            dead = silence >= (WINDOW if known else 1)
+            yield from zip(layers, dead.float().mean(dim=1), strict=True)
         self._awake.clear()
 
 
@@ -65,11 +71,12 @@ def awake_units(tensor: Tensor, axis: int) -> Tensor:
         tensor: An output, or the gradient of one, of any shape with at least one dimension.
         axis: The dimension of the units.
     """
+    stride = max(1, tensor.numel() // (4 * SAMPLE))
+    # NaN is not silence: it counts as different from zero, which a maximum of magnitudes would not tell.
+    if tensor.dim() == 2 and stride == 1:
+        return tensor.detach().any(dim=1 - axis)
     by_unit = tensor.detach().movedim(axis, 0).flatten(1) if tensor.dim() > 1 else tensor.detach().unsqueeze(1)  # (units, inputs)
-    stride = max(1, by_unit.numel() // (4 * SAMPLE))
-    sample = by_unit[:, ::stride]
-    # NaN is not silence: it is compared as unequal to zero, which a maximum of magnitudes would not tell.
-    return (sample != 0).any(dim=1)
+    return by_unit[:, ::stride].any(dim=1)
 
 
 def closed_share(module: nn.Module, grad_output: Tensor, grad_input: Tensor) -> Tensor:
@@ -85,10 +92,12 @@ def closed_share(module: nn.Module, grad_output: Tensor, grad_input: Tensor) -> 
     """
     bound = CLOSED * PEAKS.get(type(module), 1.0)
     stride = max(1, grad_output.numel() // SAMPLE)
-    arrived = grad_output.detach().reshape(-1)[::stride].abs()
-    passed = grad_input.detach().reshape(-1)[::stride].abs()
+    arrived, passed = grad_output.detach(), grad_input.detach()
+    if stride > 1:
+        arrived, passed = arrived.reshape(-1)[::stride], passed.reshape(-1)[::stride]
+    arrived = arrived.abs()
     reached = arrived > 0
-    return ((passed <= bound * arrived) & reached).sum() / reached.sum()
+    return ((passed.abs() <= bound * arrived) & reached).sum() / reached.sum()
 
 
 def confident_share(probabilities: Tensor, dim: int) -> Tensor:

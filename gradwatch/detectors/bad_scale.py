@@ -16,7 +16,7 @@ from gradwatch import moments, names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding, Record
-from gradwatch.trends import Flags, Sites, per_sites
+from gradwatch.trends import Counts, Flags, Sites, gradients, per_sites
 
 LARGE = (
     "Normalise the input and the targets (zero mean, unit variance; LeCun et al. 1998, 'Efficient BackProp'), initialise weights "
@@ -69,7 +69,7 @@ class BadScale(Judgement):
         """Yields the first layer in forward order that is out of bounds."""
         record, trends = history[-1], history.trends
         outputs = _outputs(record.sites)
-        if not outputs:
+        if not len(outputs):
             return
         where = trends.where(record.sites)[outputs]
         level, start = trends.level[where], trends.start[where]
@@ -131,13 +131,12 @@ class Symmetry(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the first such matrix in forward order."""
         record = history[-1]
-        gradient = {
-            site.layer: record.rows[index, moments.RMS]
-            for index, site in enumerate(record.sites)
-            if site.tensor == "parameter_grad"
-        }
         alike = record.rows[:, moments.ALIKE]
-        for index in np.flatnonzero(alike >= self.alike):
+        equal = np.flatnonzero(alike >= self.alike)
+        if not len(equal):
+            return
+        gradient = {record.sites[index].layer: record.rows[index, moments.RMS] for index in gradients(record.sites)}
+        for index in equal:
             site = record.sites[index]
             if not gradient.get(site.layer, 0.0) > 0:
                 continue
@@ -159,7 +158,7 @@ OFFSET = 0.5
 """Standard deviation over rms of the last layer's output, under which its size is an offset and no spread."""
 
 
-def _is_offset(record: Record, index: int) -> bool:
+def _is_offset(record: Record, index: np.int64) -> bool:
     row = record.rows[index]
     return bool(abs(row[moments.MEAN]) > (1 - OFFSET**2) ** 0.5 * row[moments.RMS])
 
@@ -175,12 +174,13 @@ def _tables(sites: Sites) -> Flags:
 
 
 @per_sites
-def _outputs(sites: Sites) -> list[int]:
+def _outputs(sites: Sites) -> Counts:
     """The positions of the outputs that nothing takes back, in forward order."""
     outputs = [index for index, site in enumerate(sites) if site.tensor == "activation"]
     following = [sites[index].type for index in outputs[1:]] + [""]
-    return [
+    found = [
         index
         for index, after in zip(outputs, following, strict=False)  # without outputs nothing follows
         if "Norm" not in after and not sites[index].type.startswith(UNSCALED)
     ]
+    return np.array(found, np.int64)

@@ -96,6 +96,7 @@ class Ledger:
         self._fail = fail
         self._cases: dict[int, dict[str, Case]] = {id(detector): {} for detector in detectors}
         self._findings: list[Finding] = []
+        self._sites: Sites = ()
         self._trained: set[str] = set()
 
     @property
@@ -106,7 +107,9 @@ class Ledger:
     def update(self, history: History) -> News:
         """Asks every detector about the newest record of a history."""
         record = history[-1]
-        self._trained |= _trained(record.sites)
+        if record.sites is not self._sites:
+            self._sites = record.sites
+            self._trained |= _trained(record.sites)
         raised: list[Finding] = []
         over: list[Finding] = []
         for detector in list(self._detectors):
@@ -121,7 +124,8 @@ class Ledger:
             if settings.full_only and not record.full:
                 continue
             try:
-                news = self._judge(settings, cases, list(detector(history)), record)
+                sightings = list(detector(history))
+                news = self._judge(settings, cases, sightings, record) if sightings or cases else News()
             except Exception as error:  # noqa: BLE001  # a broken detector must not reach the user's training
                 self._detectors.remove(detector)
                 self._fail(detector, error)

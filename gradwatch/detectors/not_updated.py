@@ -16,6 +16,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, Judgement
 from gradwatch.history import History
 from gradwatch.records import Finding
+from gradwatch.trends import updates
 
 ADVICE = (
     "Check that the optimizer was built from the parameters of this very model (not of a copy, nor before layers were replaced or "
@@ -69,14 +70,18 @@ class NotUpdated(Judgement):
         record, trends = history[-1], history.trends
         where = trends.where(record.sites)
         level = trends.level[where]
+        moves = updates(record.sites)
+        if not (level[moves] == -np.inf).any():
+            return
         gradients = {site.layer: level[index] for index, site in enumerate(record.sites) if site.tensor == "parameter_grad"}
         flowing = [value for value in gradients.values() if np.isfinite(value)]
         if not flowing:
             return
         bound = max(flowing) + np.log10(self.gradient)
         named: set[str] = set()
-        for index, site in enumerate(record.sites):
-            still = site.tensor == "update" and level[index] == -np.inf and np.isnan(trends.usual[where[index]])
+        for index in moves:
+            site = record.sites[index]
+            still = level[index] == -np.inf and np.isnan(trends.usual[where[index]])
             layer = names.owner(site.layer)
             if not still or layer in named or not gradients.get(site.layer, -np.inf) > bound:
                 continue

@@ -16,7 +16,7 @@ import numpy as np
 from gradwatch import moments
 from gradwatch.detectors.base import Example, Judgement
 from gradwatch.history import History
-from gradwatch.records import Finding
+from gradwatch.records import Finding, Record
 
 ONE_SIDED = frozenset(
     {
@@ -87,12 +87,9 @@ class Saturated(Judgement):
         if not early and trends.losses.learning is not False:
             return
         closed = record.rows[:, moments.CLOSED]
-        zeros = {
-            site.layer: record.rows[index, moments.ZEROS] / record.rows[index, moments.COUNT]
-            for index, site in enumerate(record.sites)
-            if site.tensor == "activation" and record.rows[index, moments.COUNT] > 0
-        }
-        for index in np.flatnonzero(closed >= (self.start if early else self.later)):
+        flat = np.flatnonzero(closed >= (self.start if early else self.later))
+        zeros = _zero_shares(record) if len(flat) else {}
+        for index in flat:
             site = record.sites[index]
             # An output that is exactly zero is not flat at its ends but off, whatever the activation is called.
             share = float(closed[index])
@@ -110,3 +107,12 @@ class Saturated(Judgement):
                 f"{share:.0%} of the elements of {site.layer} ({site.type}) lie where it is flat, and almost no gradient passes",
                 advice,
             )
+
+
+def _zero_shares(record: Record) -> dict[str, float]:
+    """Layer → the share of its outputs that are exactly zero."""
+    return {
+        site.layer: float(row[moments.ZEROS] / row[moments.COUNT])
+        for site, row in zip(record.sites, record.rows, strict=True)
+        if site.tensor == "activation" and row[moments.COUNT] > 0
+    }

@@ -16,7 +16,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, Judgement
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import Sites, per_sites
+from gradwatch.trends import Counts, Sites, per_sites
 
 LARGE = (
     "Lower the learning rate (of this layer's parameter group, if it has its own): about 1e-3 per step is usual (Karpathy's rule "
@@ -70,9 +70,9 @@ class UpdateRatio(Judgement):
         if trends.losses.learning is not False:
             return
         pairs = _pairs(record.sites)
-        if not pairs:
+        if not len(pairs):
             return
-        updates, weights = (trends.where(record.sites)[list(side)] for side in zip(*pairs, strict=True))
+        updates, weights = trends.where(record.sites)[pairs.T]
         settled = (trends.seen[updates] > 1) & (record.step - history.first_step >= self.skip)
         with np.errstate(invalid="ignore"):  # a weight of exactly zero has no ratio
             ratio = trends.level[updates] - trends.level[weights]
@@ -104,11 +104,12 @@ class UpdateRatio(Judgement):
 
 
 @per_sites
-def _pairs(sites: Sites) -> list[tuple[int, int]]:
-    """(update, weight) of each matrix, by position."""
+def _pairs(sites: Sites) -> Counts:
+    """(update, weight) of each matrix, by position: (matrices, 2)."""
     at = {(site.layer, site.tensor): index for index, site in enumerate(sites)}
-    return [
+    found = [
         (index, at[site.layer, "parameter"])
         for index, site in enumerate(sites)
         if site.tensor == "update" and site.is_matrix and (site.layer, "parameter") in at and "Embedding" not in site.type
     ]
+    return np.array(found, np.int64).reshape(-1, 2)

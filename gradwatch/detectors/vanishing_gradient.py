@@ -155,7 +155,7 @@ class VanishingGradient(Judgement):
         return np.asarray(trends.recent[where] > trends.usual[where] + np.log10(self.rise))
 
     @staticmethod
-    def _resting(history: History, compared: list[int]) -> np.ndarray:
+    def _resting(history: History, compared: Counts) -> np.ndarray:
         """Matrices whose last known update is a tiny share of the largest: where no loss is known, the weights tell."""
         record, trends = history[-1], history.trends
         moves = {site.layer: trends.recent[index] for index, site in enumerate(trends.sites) if site.tensor == "update"}

@@ -72,10 +72,12 @@ class ZeroGradient(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields each layer that is silent in the newest record, its first parameter standing for all."""
         record, trends = history[-1], history.trends
-        where = trends.where(record.sites)
-        silent = trends.silent[where] > 0
-        if not silent.any() or self._is_solved(trends):
+        if not trends.resting:
             return
+        where = trends.where(record.sites)
+        if self._is_solved(trends):
+            return
+        silent = trends.silent[where] > 0
         once = ~np.isnan(trends.usual[where])
         # Where a sister rests now and then, rest is a matter of routing: whoever is like her is given as much time.
         quiet = np.array([trends.quiet[where[sisters]].max() for sisters in _families(record.sites)])

@@ -95,6 +95,48 @@ def test_tensors_of_a_site_keep_their_order_and_their_kind():
     assert sent.notes() == {(A, moments.CLOSED): 0.5}
 
 
+def figures(values):
+    """What is measured of a tensor, by hand: count, mean, rms, min, max, zeros, non-finite elements."""
+    x = values.double().numpy()
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return [x.size, x.mean(), np.sqrt(np.square(x).mean()), x.min(), x.max(), (x == 0).sum(), (~np.isfinite(x)).sum()]
+
+
+@pytest.mark.parametrize("at_most", [10**9, 60], ids=["at the end", "on the way"])
+def test_small_tensors_that_are_measured_together_are_each_measured_for_themselves(at_most, monkeypatch):
+    monkeypatch.setattr(transfer, "MAX_COPIED", at_most)
+    nan, inf = float("nan"), float("inf")
+    tensors = [
+        *torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([1.0, -2.0, 0.0]),
+        torch.tensor([nan, 1.0, 0.0]),
+        torch.tensor([inf, 1.0, 2.0]),
+        torch.tensor([-inf, inf, 0.0]),
+        torch.zeros(3),
+        torch.tensor([1e-30, -3e-30, 0.0]),  # whose squares float32 rounds to zero
+        torch.tensor([3e30, 1e30, -2e30]),  # whose squares overflow float32
+        torch.tensor(2.5),
+        torch.ones(moments.SMALL + 1),  # not small
+        torch.arange(12.0).view(4, 3).T,
+    ]
+    tape = Tape()
+    expected = [figures(tensor) for tensor in tensors]
+    for tensor in tensors:
+        tape.add(A, tensor, zeros=True)
+        tensor.fill_(7.0)  # what becomes of it later is not what was observed
+    sites, rows = tape.take().rows()
+    assert sites == [A] * len(tensors)
+    columns = [moments.COUNT, moments.MEAN, moments.RMS, moments.MIN, moments.MAX, moments.ZEROS, moments.NONFINITE]
+    np.testing.assert_allclose(rows[:, columns], expected, rtol=2e-6, atol=1e-38)
+
+
+def test_zeros_are_counted_only_where_that_is_asked():
+    tape = Tape()
+    for zeros in (True, False, True):
+        tape.add(A, torch.tensor([0.0, 1.0]), zeros=zeros)
+    np.testing.assert_array_equal(tape.take().rows()[1][:, moments.ZEROS], [1, np.nan, 1])
+
+
 def test_folding_a_long_record_changes_nothing_of_it(monkeypatch):
     monkeypatch.setattr(transfer, "MAX_ROWS", 7)
     values = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
