@@ -15,9 +15,12 @@ FOLLOWS: dict[Kind, frozenset[Kind]] = {
     "saturated": frozenset({"bad_scale", "exploding_gradient", "update_ratio"}),
     "vanishing_gradient": frozenset({"saturated", "dead_units", "bad_scale"}),
     "zero_gradient": frozenset({"dead_units", "saturated", "non_finite", "exploding_gradient"}),
-    "not_updated": frozenset({"zero_gradient", "dead_units", "vanishing_gradient"}),
-    "update_ratio": frozenset({"vanishing_gradient", "zero_gradient"}),
-    "loss_stagnant": frozenset({"vanishing_gradient", "zero_gradient", "dead_units", "saturated", "not_updated", "bad_scale"}),
+    "not_updated": frozenset({"zero_gradient", "dead_units", "vanishing_gradient", "update_ratio"}),
+    "update_ratio": frozenset({"vanishing_gradient", "zero_gradient", "dead_units"}),
+    "stale_gradient": frozenset({"not_updated"}),
+    "loss_stagnant": frozenset(
+        {"vanishing_gradient", "zero_gradient", "dead_units", "saturated", "not_updated", "bad_scale", "update_ratio"}
+    ),
 }
 """Kind → the kinds that bring it about. NaN comes from a blow-up, a blow-up from a step too large, a dead start from a bad scale;
 a gradient vanishes upstream of saturated or dead units; what gets no gradient is not updated; a net that cannot learn stalls."""

@@ -293,14 +293,33 @@ def merge_all(table_rows: Array, groups: Iterable[int], size: int) -> Array:
     """
     out = np.tile(EMPTY, (size, 1))
     group = np.fromiter(groups, np.intp)
-    alone = True
-    while len(group):
-        # Each round takes one row of every group still left, so that a round is one vectorised merge.
-        _, first = np.unique(group, return_index=True)
-        chosen = group[first]
-        out[chosen] = table_rows[first] if alone else merge(out[chosen], table_rows[first])
-        alone = False
-        rest = np.ones(len(group), bool)
-        rest[first] = False
-        group, table_rows = group[rest], table_rows[rest]
+    alone = np.bincount(group, minlength=size) == 1
+    single = alone[group]
+    out[group[single]] = table_rows[single]  # nearly every site of nearly every record is measured once
+    several = ~single & (table_rows[:, COUNT] > 0)
+    if several.any():
+        order = np.argsort(group[several], kind="stable")
+        merged = group[several][order]
+        out[np.unique(merged)] = _reduce(table_rows[several][order].astype(np.float64), np.flatnonzero(np.diff(merged, prepend=-1)))
+    calls = np.bincount(group, weights=table_rows[:, CALLS], minlength=size)
+    out[:, CALLS] = calls
     return out
+
+
+def _reduce(table_rows: npt.NDArray[np.float64], starts: npt.NDArray[np.intp]) -> Array:
+    """Merges rows that stand in order of their group; ``starts``: where each group begins. No row is empty."""
+    count = np.add.reduceat(table_rows[:, COUNT], starts)
+    out = np.empty((len(starts), len(COLUMNS)))
+    weight = table_rows[:, COUNT] / np.repeat(count, np.diff(starts, append=len(table_rows)))
+    with np.errstate(all="ignore"):
+        out[:, MEAN] = np.add.reduceat(weight * table_rows[:, MEAN], starts)
+        out[:, RMS] = np.sqrt(np.add.reduceat(weight * table_rows[:, RMS] ** 2, starts))
+        out[:, MIN] = np.minimum.reduceat(table_rows[:, MIN], starts)
+        out[:, MAX] = np.maximum.reduceat(table_rows[:, MAX], starts)
+        for column in (ZEROS, NONFINITE):
+            out[:, column] = np.add.reduceat(table_rows[:, column], starts)
+        shares = table_rows[:, SHARES]
+        told = ~np.isnan(shares) * weight[:, None]
+        out[:, SHARES] = np.add.reduceat(np.where(np.isnan(shares), 0, shares) * told, starts) / np.add.reduceat(told, starts)
+    out[:, COUNT], out[:, CALLS] = count, np.add.reduceat(table_rows[:, CALLS], starts)
+    return _narrow(out)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from os import PathLike
 
 from gradwatch.codec import load
 from gradwatch.detectors import DEFAULT, Detector, Ledger, name_of
+from gradwatch.errors import GradWatchWarning
 from gradwatch.history import History
 from gradwatch.records import Finding
 
@@ -28,6 +30,13 @@ def check(run: str | PathLike[str] | History, detectors: Sequence[Detector] | No
         RunError: The path holds no recorded run.
     """
     recorded = run if isinstance(run, History) else load(run)
+    if recorded.dropped:
+        warnings.warn(
+            f"the history has let go of its first {recorded.dropped} records, so that what is found may differ from what was found "
+            f"live; check the run's log directory instead",
+            GradWatchWarning,
+            stacklevel=2,
+        )
     ledger = Ledger(DEFAULT if detectors is None else detectors, _report)
     history = History()
     for record in recorded:

@@ -81,6 +81,12 @@ def updates(sites: Sites) -> Counts:
 
 
 @per_sites
+def trained_layers(sites: Sites) -> frozenset[str]:
+    """The layers whose parameters a record is about."""
+    return frozenset(names.owner(site.layer) for site in sites if site.tensor == "parameter_grad")
+
+
+@per_sites
 def _is_gradient(sites: Sites) -> Flags:
     return np.array([site.tensor == "parameter_grad" for site in sites], bool)
 
@@ -108,8 +114,10 @@ class Trends:
         seen: Records that held the site.
         silent: Records in a row, up to the newest, in which the site was exactly zero or got no gradient.
         quiet: The longest such row that ended.
+        harmless: Sites that held a NaN or an infinity in a record that was not broken, such as a mask.
+        full_records: Full records so far.
         resting: Whether any site is silent.
-        losses: What the loss has done.
+        losses: What the loss has done, in the steps of the newest record's optimizer: each of several may have a loss of its own.
         output_variance: Variance of the last layer's output in the newest full record; NaN where there is none.
         idle: Backward passes since the start without a single optimizer step; 0 once there was one.
         broken: Whether a NaN or an infinity has reached the loss, a parameter or its gradient in the newest record. One that
@@ -121,8 +129,11 @@ class Trends:
         self.outputs = np.empty(0, np.int64)
         self.level, self.usual, self.recent, self.start = (np.empty(0) for _ in range(4))
         self.seen, self.silent, self.quiet = (np.empty(0, np.int64) for _ in range(3))
+        self.harmless = np.empty(0, bool)
+        self.full_records = 0
         self.resting = False
         self.losses = Losses()
+        self._losses: list[tuple[set[str], Losses]] = []
         self.broken = False
         self.output_variance = math.nan
         self.idle = 0
@@ -133,11 +144,13 @@ class Trends:
 
     def update(self, record: Record) -> None:
         """Takes the newest record."""
+        self.losses = self._losses_of(record.sites)
         self.losses.take(record.loss)
         self._stepped |= not record.skipped
         self.idle = 0 if self._stepped else self.idle + max(1, record.backwards)
         where = self.where(record.sites)
         rms = record.rows[:, moments.RMS]
+        self.full_records += record.full
         self._take_output(record)
         np.copyto(self.usual, self._now_usual)
         np.copyto(self.recent, self._now_recent)
@@ -151,6 +164,15 @@ class Trends:
         else:
             self._take_all(record, where, rms.astype(np.float64))
 
+    def _losses_of(self, sites: Sites) -> Losses:
+        trained = trained_layers(sites)
+        for layers, losses in self._losses:
+            if not layers.isdisjoint(trained) or not (layers and trained):
+                layers.update(trained)  # parameters may be thawed or added
+                return losses
+        self._losses.append((set(trained), Losses()))
+        return self._losses[-1][1]
+
     def _take_output(self, record: Record) -> None:
         last = _last_output(record.sites)
         if last is not None and record.rows[last, moments.COUNT] > 0:
@@ -158,7 +180,7 @@ class Trends:
 
     def _is_ordinary(self, where: Counts, rms: Array, count: Array) -> bool:
         """Whether every site was seen, finite and not zero, as often before: nearly every record, with little to be done."""
-        if self.resting or not len(rms) or not math.isfinite(rms.sum()) or not rms.min() > 0 or not count.min() > 0:
+        if self.resting or not len(rms) or not math.isfinite(rms.sum(dtype=np.float64)) or not rms.min() > 0 or not count.min() > 0:
             return False
         return bool(self.seen[where].min() >= USUAL)
 
@@ -168,6 +190,8 @@ class Trends:
         if broken.any():
             decisive = measured & _is_of_parameter(record.sites)
             self.broken |= bool((broken & decisive).any() if decisive.any() else True)
+            if not self.broken:
+                self.harmless[where[broken]] = True
         # A gradient that is missing is a zero one; anything else that is missing was not observed.
         seen = measured | _is_gradient(record.sites)
         with np.errstate(divide="ignore"):
@@ -213,5 +237,6 @@ class Trends:
         self.outputs = np.array([index for index, site in enumerate(self.sites) if site.tensor == "activation_grad"], np.int64)
         for name in ("level", "usual", "recent", "start", "_now_usual", "_now_recent"):
             setattr(self, name, np.concatenate([getattr(self, name), np.full(len(fresh), np.nan)]))
+        self.harmless = np.concatenate([self.harmless, np.zeros(len(fresh), bool)])
         for name in ("seen", "silent", "quiet"):
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(len(fresh), np.int64)]))

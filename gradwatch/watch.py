@@ -25,7 +25,7 @@ from gradwatch.errors import GradWatchWarning, InvalidSetting, UnhealthyTraining
 from gradwatch.history import History
 from gradwatch.incidents import group
 from gradwatch.records import Finding, Incident, Record
-from gradwatch.summary import render
+from gradwatch.summary import describe, render
 from gradwatch.writers import Writer
 
 log = logging.getLogger("gradwatch")
@@ -167,6 +167,8 @@ class Watch:
 
     def step(self) -> None:
         """Closes a record by hand: after each update where no optimizer was given; with one, for a step that it did not take.
+
+        Call it before gradients are cleared: it reads them.
 
         Raises:
             WatchClosed: After ``close()``.
@@ -350,9 +352,9 @@ class Watch:
 
     def _announce(self) -> None:
         """Acts on new findings as the user asked; what this raises is meant to reach the training."""
-        news, self._news = self._news, []
-        for finding in news:
-            text = f"step {finding.first_step}: {finding.kind} at {finding.layer!r}: {finding.message}"
+        while self._news:
+            finding = self._news.pop(0)
+            text = f"gradwatch: {describe(finding)}"
             if callable(self._on_finding):
                 self._on_finding(finding)
             elif self._on_finding == "log":

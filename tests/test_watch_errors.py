@@ -155,14 +155,14 @@ def test_a_finding_is_logged(caplog):
         train(model, optimizer)
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("gradwatch", "WARNING")
-    assert record.getMessage() == "step 0: update_ratio at '0': it moved"
+    assert record.getMessage() == "gradwatch: warning: update_ratio at 0, step 0: it moved"
 
 
 def test_a_finding_is_a_warning_on_request(untouched):
     model, optimizer = build()
     with (
         gradwatch.watch(model, optimizer, detectors=[always], on_finding="warn"),
-        pytest.warns(GradWatchWarning, match="step 0: update_ratio at '0': it moved"),
+        pytest.warns(GradWatchWarning, match="gradwatch: warning: update_ratio at 0, step 0: it moved"),
     ):
         train(model, optimizer)
     assert torch.equal(weights(model), untouched)

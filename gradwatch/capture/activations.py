@@ -67,6 +67,8 @@ class Activations:
         self._silent = units.SilentUnits()
         self._sites: dict[str, Site] = {}
         self._channels_first = False
+        self._reached = ""
+        self._containers = {name for name, module in self.layers.items() if next(module.children(), None) is not None}
 
     def fail(self, error: Exception) -> None:
         """Takes an exception of one of the hooks."""
@@ -86,7 +88,7 @@ class Activations:
             if active:
                 before = Hook(self, Activations._before)
                 self._attached.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            elif next(module.children(), None) is not None:
+            elif name in self._containers:
                 # Its own parameters (a class token, a position table, a gate) are used from its beginning on, not at its end.
                 enter = Hook(self, Activations._enter, site)
                 self._attached.callback(module.register_forward_pre_hook(enter).remove)
@@ -110,7 +112,7 @@ class Activations:
     def tap(self, name: str, tensor: Tensor) -> None:
         """Observes a tensor that no module returns."""
         if self._observing():
-            self.order.setdefault(name, "tap")
+            self._reach(Site(name, "activation", "tap"))
             self._observe(Site(name, "activation", "tap"), Site(name, "activation_grad", "tap"), tensor, zeros=True)
 
     def _observing(self) -> bool:
@@ -119,8 +121,17 @@ class Activations:
             return False
         return recompute_kind() != "non-reentrant"  # that was observed when forward first came by
 
+    def _reach(self, site: Site) -> None:
+        """Keeps the order of forward: a layer that is first reached in a later step belongs behind the one reached before it."""
+        if site.layer not in self.order:
+            known = list(self.order.items())
+            place = list(self.order).index(self._reached) + 1 if self._reached in self.order else len(known)
+            self.order.clear()
+            self.order.update([*known[:place], (site.layer, site.type), *known[place:]])
+        self._reached = site.layer
+
     def _enter(self, site: Site, _module: nn.Module, _args: Any) -> None:
-        self.order.setdefault(site.layer, site.type)
+        self._reach(site)
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._observing():
@@ -130,7 +141,8 @@ class Activations:
     def _after(
         self, site: Site, grad_site: Site, input_site: Site | None, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
-        self.order.setdefault(site.layer, site.type)  # also without a graph: a checkpoint builds it later, from the end on
+        if site.layer not in self._containers:  # one that has children was reached when it was entered
+            self._reach(site)  # also without a graph: a checkpoint builds it later, from the end on
         if not self._observing():
             return
         inputs = self._inputs.pop((threading.get_ident(), id(module)), None)
@@ -144,13 +156,13 @@ class Activations:
         """The way back through an elementwise activation. What the output of another module tells is noted."""
         if inputs is not None and is_elementwise(module, inputs, nodes, output):
             axis = 1 if self._channels_first and output.dim() > 2 else output.dim() - 1
-            if output.dim() and output.numel():
+            if output.dim() > 1 and output.numel():  # else each element is a sample of its own
                 self._sites[site.layer] = site
                 self._silent.saw(site.layer, units.awake_units(output, axis))
             return _Passage(module)
         if isinstance(module, nn.Softmax) and module.dim is not None and output.numel():
             self._tape.note(site, moments.CLOSED, units.confident_share(output, module.dim))
-        elif not is_activation(module):
+        elif not is_activation(module) and not isinstance(module, PASSIVE):
             self._channels_first = units.channels_first(module)
         return None
 

@@ -72,6 +72,8 @@ class Layout:
         full, trainable = key
         # Whoever remembers something of a tuple of sites knows it by its identity.
         ordered = self._sites(trainable, full=full) if old is None else old.ordered
+        if len(self._cache) >= 64:  # parameters that are frozen and thawed at random
+            self._cache.clear()
         self._cache[key] = _Places(sites, ordered)
         return self._cache[key]
 

@@ -36,7 +36,8 @@ class Parameters:
         self._biases = {
             name: name.removesuffix("weight") + "bias" if name.endswith("weight") else None
             for name in self.named
-            if "Embedding" not in types[name]
+            # A table (of positions, of classes) has rows that rest; what is called a weight is multiplied with all of its input.
+            if "Embedding" not in types[name] and "weight" in name.rpartition(".")[2]
         }
         self._before: dict[str, Tensor] = {}
         self._leftover: dict[str, Tensor | None] = {}
@@ -85,9 +86,10 @@ class Parameters:
             self._leftover[name] = None if now is None or before is None else torch.minimum(before, now)
 
     def _note_leftover(self, grads: dict[str, Tensor]) -> None:
-        left = {name: norm for name in grads if (norm := self._leftover.pop(name, None)) is not None and grads[name].numel()}
-        for name, now in self.norms(left).items():
-            self.tape.note(self._sites[name][1], moments.STALE, left[name] / now)
+        told = {name: self._leftover.pop(name) for name in grads if name in self._leftover and grads[name].numel()}
+        for name, now in self.norms(told).items():
+            left = told[name]
+            self.tape.note(self._sites[name][1], moments.STALE, torch.zeros_like(now) if left is None else left / now)
 
     def _note_silent_rows(self, grads: dict[str, Tensor]) -> None:
         for name, grad in grads.items():
@@ -115,7 +117,8 @@ class Parameters:
         now = self.norms(name for name in names if name in before)
         if not now:
             return None
-        return (_total(now.values()) / _total(before[name] for name in now)).nan_to_num(nan=1.0)
+        norm, norm_before = _total(now.values()), _total(before[name] for name in now)
+        return torch.where(norm_before == 0, torch.ones_like(norm), norm / norm_before)
 
     def remember(self, names: Iterable[str]) -> None:
         """Keeps a copy of the weights, until ``read_updates`` compares them."""

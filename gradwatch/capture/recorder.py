@@ -6,6 +6,7 @@ next step already runs, so that nothing waits for the device; a loss that is tol
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from gradwatch import moments
 from gradwatch.capture.activations import Activations
+from gradwatch.capture.cadence import Cadence
 from gradwatch.capture.engine import computed_at, in_transform, now
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.layout import Layout
@@ -94,16 +95,19 @@ class Recorder:
         self.layers = selection.layers
         self.step = first_step
         self._optimizers, self._every, self._scaler, self._report = optimizers, every, scaler, fail
+        self._cadence = Cadence(optimizers, every, first_step)
         self._tape = Tape()
         self._activations = Activations(selection.layers, self._tape, fail)
         self._parameters = Parameters(selection.parameters, selection.types, self._tape)
         self._activations.gradients.on_backward(self._parameters.read_leftover)
         self._root = selection.root
         self._unowned = Unowned([*selection.owned, *(tensor for optimizer in optimizers for tensor in held(optimizer))], self._tape)
-        self._root_hook: RemovableHandle | None = None
+        self._root_hooks = contextlib.ExitStack()
+        self._looking = False
         self._layout = Layout(self._activations, self._parameters)
         self._trainable: list[str] | None = None  # the parameters of the step in progress, once its gradients were read
         self._unclipped: dict[str, Tensor] | None = None  # the norms that before_clip() read
+        self._stepping: Optimizer | None = None
         self._sealed: _Sealed | None = None
         self._loss_follows: bool | None = None
 
@@ -120,30 +124,32 @@ class Recorder:
             return
         self._activations.open()
         if self._unowned.done:
-            self._release_root()
-        elif self._root is not None and self._root_hook is None:
-            self._root_hook = self._root.register_forward_hook(Hook(self, Recorder._look))
+            self._root_hooks.close()
+            self._root = None
+        elif self._root is not None and not self._looking:
+            self._looking = True
+            self._root_hooks.callback(self._root.register_forward_pre_hook(Hook(self, Recorder._enter)).remove)
+            self._root_hooks.callback(self._root.register_forward_hook(Hook(self, Recorder._look)).remove)
         if not self._optimizers:  # nobody says when an update begins, so the weights are remembered from here on
-            self._parameters.remember(self._parameters.named)
+            self._parameters.remember(self._parameters.trainable(self._parameters.named))
 
     def pause(self) -> None:
         """Takes the hooks off the model until ``open`` puts them back."""
         self._activations.close()
-        self._release_root()
+        self._root_hooks.close()
+        self._looking = False
 
     def close(self) -> None:
         """Takes the hooks off and lets go of all copies of weights. What was sealed can still be finished."""
         self.pause()
         self._parameters.forget()
 
+    def _enter(self, _module: nn.Module, _args: Any) -> None:
+        self._unowned.enter()
+
     def _look(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if torch.is_grad_enabled() and not in_transform():
             self._unowned.look(output)
-
-    def _release_root(self) -> None:
-        if self._root_hook is not None:
-            self._root_hook.remove()
-            self._root_hook = None
 
     # -------------------------------------------------------------- the step in progress
 
@@ -160,6 +166,7 @@ class Recorder:
     def read(self, optimizer: Optimizer | None) -> None:
         """Reads gradients, possibly several times a step, and in a full record the weights before the update."""
         self._trainable = self._parameters.trainable(self._concerned(optimizer))
+        self._stepping = optimizer
         if self._unclipped is None:
             self._parameters.read_gradients(self._trainable, full=self._full)
         elif (left := self._parameters.share_left(self._unclipped, self._trainable)) is not None:
@@ -212,8 +219,7 @@ class Recorder:
 
     @property
     def _full(self) -> bool:
-        # Optimizers that step in turn each get their full record.
-        return self.step % self._every < max(1, len(self._optimizers))
+        return self._cadence.full
 
     def _note_scale(self, optimizer: Optimizer | None) -> None:
         """Notes the factor that the scaler has put on the gradients, before ``scaler.update()`` changes it in place."""
@@ -246,7 +252,9 @@ class Recorder:
                 self.fail(error)
         self._parameters.forget()
         self._sealed = _Sealed(self.step, self._trainable or [], self._full, skipped, self._tape.take(), now())
+        self._cadence.stepped(self._stepping, self.step)
         self.step += 1
+        self._stepping = None
         self._trainable, self._unclipped = None, None
         self.open()
 

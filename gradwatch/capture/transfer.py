@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -67,10 +68,6 @@ class Tape:
     def add_scalar(self, name: str, value: Tensor) -> None:
         """Takes a 0-dimensional tensor, such as a loss. Several values of a name are kept apart."""
         self._scalars[name].append(value)
-
-    def drop_scalar(self, name: str) -> None:
-        """Forgets the values of a name."""
-        self._scalars.pop(name, None)
 
     def _fold(self) -> None:
         measured = Transfer(self)
@@ -146,7 +143,8 @@ class Transfer:
         noted: dict[tuple[Site, int], list[float]] = defaultdict(list)
         for keys, values in self._notes:
             for key, value in zip(keys, values.tolist(), strict=True):
-                noted[key].append(value)
+                if math.isfinite(value):  # a call that no gradient reached says nothing about the others
+                    noted[key].append(value)
         return {key: sum(values) / len(values) for key, values in noted.items()}
 
     def scalars(self, name: str) -> list[float]:

@@ -23,8 +23,8 @@ CLOSED = 0.04
 """A valve under this share of its largest derivative is closed: a sigmoid beyond 0.01 and 0.99, a tanh beyond ±0.98, which is
 where Glorot & Bengio (2010) see a unit as saturated."""
 
-PEAKS: dict[type[nn.Module], float] = {nn.Sigmoid: 0.25, nn.Hardsigmoid: 1 / 6}
-"""The largest derivative of an activation where it is not 1."""
+PEAKS: dict[type[nn.Module], float] = {nn.Sigmoid: 0.25, nn.Hardsigmoid: 1 / 6, nn.Tanh: 1.0, nn.Hardtanh: 1.0, nn.Softsign: 1.0}
+"""The largest derivative of the squashing activations of torch. One of somebody's own is compared with what it shows itself."""
 
 CONFIDENT = 0.99
 """A softmax whose largest probability is above this passes under 1 % of the gradient on."""
@@ -55,13 +55,19 @@ class SilentUnits:
         for (*_, known), layers in groups.items():
             awake = torch.stack([self._awake[layer] for layer in layers])  # (layers, units)
             if known:
-                silence = (torch.stack([self._silence[layer] for layer in layers]) + 1).masked_fill(awake, 0)
+                before = torch.stack([self._silence[layer] for layer in layers])
+                silence = (before + 1).clamp(max=WINDOW).masked_fill(awake, 0)
             else:
                 silence = (~awake).to(torch.int16)
             self._silence.update(zip(layers, silence, strict=True))
             dead = silence >= (WINDOW if known else 1)
             yield from zip(layers, dead.float().mean(dim=1), strict=True)
         self._awake.clear()
+
+
+def _stride(elements: int) -> int:
+    """The distance of the elements of a sample: odd, since one that divides a tensor's sizes would see one column only."""
+    return max(1, elements // SAMPLE) | 1
 
 
 def awake_units(tensor: Tensor, axis: int) -> Tensor:
@@ -71,7 +77,7 @@ def awake_units(tensor: Tensor, axis: int) -> Tensor:
         tensor: An output, or the gradient of one, of any shape with at least one dimension.
         axis: The dimension of the units.
     """
-    stride = max(1, tensor.numel() // (4 * SAMPLE))
+    stride = _stride(tensor.numel() // 4)
     # NaN is not silence: it counts as different from zero, which a maximum of magnitudes would not tell.
     if tensor.dim() == 2 and stride == 1:
         return tensor.detach().any(dim=1 - axis)
@@ -90,20 +96,24 @@ def closed_share(module: nn.Module, grad_output: Tensor, grad_input: Tensor) -> 
     Returns:
         Shape (); NaN where no gradient arrived at all.
     """
-    bound = CLOSED * PEAKS.get(type(module), 1.0)
-    stride = max(1, grad_output.numel() // SAMPLE)
+    stride = _stride(grad_output.numel())
     arrived, passed = grad_output.detach(), grad_input.detach()
     if stride > 1:
         arrived, passed = arrived.reshape(-1)[::stride], passed.reshape(-1)[::stride]
-    arrived = arrived.abs()
+    arrived, passed = arrived.abs(), passed.abs()
     reached = arrived > 0
-    return ((passed.abs() <= bound * arrived) & reached).sum() / reached.sum()
+    peak: float | Tensor
+    if type(module) in PEAKS:
+        peak = PEAKS[type(module)]
+    else:  # a module of somebody's own: the widest that any of its valves is open
+        peak = torch.where(reached, passed / arrived, torch.zeros_like(arrived)).amax()
+    return ((passed <= CLOSED * peak * arrived) & reached).sum() / reached.sum()
 
 
 def confident_share(probabilities: Tensor, dim: int) -> Tensor:
     """The share of a softmax's distributions whose largest probability is above ``CONFIDENT``, of shape ()."""
     largest = probabilities.detach().amax(dim).reshape(-1)
-    return (largest[:: max(1, largest.numel() // SAMPLE)] > CONFIDENT).float().mean()
+    return (largest[:: _stride(largest.numel())] > CONFIDENT).float().mean()
 
 
 def alike_share(weight: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradwatch import names
+from gradwatch.capture.engine import now
 from gradwatch.capture.structure import unique_tensors
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
@@ -38,14 +39,19 @@ class Unowned:
         self._found: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._looks = 0
+        self._since = 0
 
     @property
     def done(self) -> bool:
         """Whether the graph was searched often enough."""
         return self._looks >= LOOKS
 
+    def enter(self) -> None:
+        """Takes note that the model is called: what was computed before is its input, and none of its business."""
+        self._since = now()
+
     def look(self, output: Any) -> None:
-        """Searches the graph of what a model returned."""
+        """Searches the graph of what the model returned."""
         if self.done:
             return
         self._looks += 1
@@ -57,9 +63,11 @@ class Unowned:
                 continue
             seen.add(node)
             leaf = getattr(node, "variable", None)
-            if isinstance(leaf, nn.Parameter) and id(leaf) not in self._known:
-                self._add(leaf)
-            pending += [following for following, _ in node.next_functions]
+            if leaf is not None:
+                if isinstance(leaf, nn.Parameter) and id(leaf) not in self._known:
+                    self._add(leaf)
+            elif node._sequence_nr() >= self._since:
+                pending += [following for following, _ in node.next_functions]
 
     def _add(self, parameter: Tensor) -> None:
         self._known.add(id(parameter))

@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradwatch import moments, names
+from gradwatch import moments
 from gradwatch.history import History
 from gradwatch.records import Finding, Record, Site, TensorName
-from gradwatch.trends import Sites, per_sites
+from gradwatch.trends import Sites, trained_layers
 
 Detector = Callable[[History], Iterator[Finding]]
 """Yields what it sees in the newest record of a history, as findings of that one step; acts on nothing."""
@@ -109,7 +109,7 @@ class Ledger:
         record = history[-1]
         if record.sites is not self._sites:
             self._sites = record.sites
-            self._trained |= _trained(record.sites)
+            self._trained |= trained_layers(record.sites)
         raised: list[Finding] = []
         over: list[Finding] = []
         for detector in list(self._detectors):
@@ -152,7 +152,7 @@ class Ledger:
                 raised.append(self._raise(case))
         for key in [key for key in cases if key not in seen]:
             case = cases[key]
-            if case.sighting.layer in self._trained and case.sighting.layer not in _trained(record.sites):
+            if case.sighting.layer in self._trained and case.sighting.layer not in trained_layers(record.sites):
                 continue  # the record is about another optimizer's parameters
             case.clean += 1
             if case.number is None or case.clean >= settings.release:
@@ -171,12 +171,6 @@ class Ledger:
         return tuple(
             self._findings[case.number] for cases in self._cases.values() for case in cases.values() if case.number is not None
         )
-
-
-@per_sites
-def _trained(sites: Sites) -> frozenset[str]:
-    """The layers whose parameters a record is about."""
-    return frozenset(names.owner(site.layer) for site in sites if site.tensor == "parameter_grad")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from gradwatch.detectors.base import Example, Judgement
 from gradwatch.history import History
-from gradwatch.losses import FIRST, MEDIAN, STRETCH
+from gradwatch.losses import FIRST, MEDIAN, STRETCH, WORSE
 from gradwatch.records import Finding
 
 ADVICE = (
@@ -73,7 +73,7 @@ class LossStagnant(Judgement):
         # A fall since the outset that the noise may hide is given the benefit of the doubt: one standard error of a difference of
         # two medians. From one stretch to the next, which happens again and again, it takes the usual two.
         error = MEDIAN * spread * (2 / STRETCH) ** 0.5
-        falling = outset.level - now.level > max(self.progress * scale, error)
+        falling = losses.times(WORSE) > outset.level > now.level + max(self.progress * scale, error)  # from a spike all fall
         falling |= before.level - now.level > max(self.progress * scale, self.sure * error)
         definite = history.trends.output_variance > self.definite * scale
         if spread > self.scatter * scale or fallen or falling or definite:

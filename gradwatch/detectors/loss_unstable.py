@@ -69,7 +69,7 @@ class LossUnstable(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the loss, where it is far above its start in the newest record."""
         record, losses = history[-1], history.trends.losses
-        if record.loss is None or not math.isfinite(record.loss) or losses.signed:
+        if record.loss is None or not math.isfinite(record.loss) or losses.signed or not losses.first:
             return
         first, now = losses.first, losses.present
         if now > losses.times(self.above):

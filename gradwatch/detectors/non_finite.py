@@ -17,7 +17,7 @@ import numpy as np
 from gradwatch import moments, names
 from gradwatch.detectors.base import Example, Judgement
 from gradwatch.history import History
-from gradwatch.records import Finding, Record
+from gradwatch.records import Finding
 
 ADVICE = {
     "activation": (
@@ -37,6 +37,11 @@ ADVICE = {
     ),
     "weight": "The update itself was not finite: look at the optimizer's epsilon and at the learning rate.",
 }
+
+UNSAMPLED = (
+    "Look at the batch of this step first, and run it again with gradwatch.watch(..., every=1) or gradwatch.trace, which name the "
+    "layer. "
+)
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,13 @@ class NonFinite(Judgement):
         if not history.trends.broken:
             return
         record = history[-1]
-        layer, where, elements = _origin(record)
+        layer, where, elements = _origin(history)
         seen = f"{elements:.0f} elements of its" if np.isfinite(elements) else "its"
         thing = {"activation": f"{seen} output", "loss": "the loss", "gradient": f"{seen} gradient", "weight": f"{seen} values"}
+        if record.full:
+            known = "everything computed before it in that step was finite"
+        else:
+            known = "outputs were not sampled at this step, so that it may have begun in any layer's forward"
         yield Finding(
             "non_finite",
             layer,
@@ -81,15 +90,19 @@ class NonFinite(Judgement):
             record.step,
             "critical",
             {"elements": elements, "loss": float("nan") if record.loss is None else record.loss},
-            f"{thing[where]} became NaN or infinite at step {record.step}; everything computed before it in that step was finite",
-            ADVICE[where],
+            f"{thing[where]} became NaN or infinite at step {record.step}; {known}",
+            ADVICE[where] if record.full else UNSAMPLED + ADVICE[where],
         )
 
 
-def _origin(record: Record) -> tuple[str, str, float]:
+def _origin(history: History) -> tuple[str, str, float]:
     """The layer where it began, what of it (a key of ``ADVICE``), and how many of its elements are not finite."""
+    record, trends = history[-1], history.trends
     counts = record.rows[:, moments.NONFINITE]
     bad = (record.rows[:, moments.COUNT] > 0) & (~np.isfinite(record.rows[:, moments.RMS]) | (counts > 0))
+    mask = bad & trends.harmless[trends.where(record.sites)]  # what was infinite before and did no harm is not the cause now
+    if (bad & ~mask).any():
+        bad &= ~mask
     at = {index: site.tensor for index, site in enumerate(record.sites) if bad[index]}
 
     def first(*tensors: str, last: bool = False) -> int | None:

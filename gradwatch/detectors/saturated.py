@@ -83,7 +83,7 @@ class Saturated(Judgement):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields each saturated activation of the newest record."""
         record, trends = history[-1], history.trends
-        early = record.step - history.first_step <= self.first
+        early = record.step - history.first_step <= self.first or trends.full_records <= self.confirm
         if not early and trends.losses.learning is not False:
             return
         closed = record.rows[:, moments.CLOSED]
@@ -94,7 +94,7 @@ class Saturated(Judgement):
             # An output that is exactly zero is not flat at its ends but off, whatever the activation is called.
             share = float(closed[index])
             off = zeros.get(site.layer, 0.0) if site.type != "Softmax" else 0.0
-            if site.type in ONE_SIDED or share - off < self.start:
+            if _is_one_sided(site.type) or share - off < self.start:
                 continue
             advice = ADVICE["softmax"] if site.type == "Softmax" else ADVICE["sigmoid" if site.type == "Sigmoid" else "hidden"]
             yield Finding(
@@ -107,6 +107,11 @@ class Saturated(Judgement):
                 f"{share:.0%} of the elements of {site.layer} ({site.type}) lie where it is flat, and almost no gradient passes",
                 advice,
             )
+
+
+def _is_one_sided(kind: str) -> bool:
+    """Also those of other libraries: NewGELUActivation, QuickGELU, SquaredReLU."""
+    return any(name.lower() in kind.lower() for name in ONE_SIDED)
 
 
 def _zero_shares(record: Record) -> dict[str, float]:

@@ -31,6 +31,7 @@ class StaleGradient(Judgement):
     Attributes:
         left: What was left over what is there at the step, the median over the parameters, dimensionless. Cleared gradients leave
             exactly 0; uncleared ones between a half (two steps) and 1 (many).
+        own: Distance from 1 within which a quotient tells of the step's own gradient: float32's rounding, some times over.
         confirm: 2 full records.
         span: 10 steps: the distance of as many full records at the default cadence.
     """
@@ -39,6 +40,7 @@ class StaleGradient(Judgement):
     span: int = 10
     release: int = 2
     left: float = 0.1
+    own: float = 1e-5
 
     full_only: ClassVar[bool] = True
     WIDER: ClassVar = {"left": 2.0}
@@ -54,13 +56,14 @@ class StaleGradient(Judgement):
         """Yields the first layer, where the newest record's gradients contain older ones."""
         record = history[-1]
         stale = record.rows[:, moments.STALE]
-        told = np.flatnonzero(np.isfinite(stale))
+        # A quotient of exactly 1 is this step's own gradient, of a parameter that is used after all that is observed.
+        told = np.flatnonzero(np.isfinite(stale) & (np.abs(stale - 1) > self.own))
         if not len(told):
             return
         left = float(np.median(stale[told]))
         if left < self.left:
             return
-        layer = names.owner(record.sites[told[0]].layer)
+        layer = names.owner(record.sites[told[int(np.argmax(stale[told] >= self.left))]].layer)
         yield Finding(
             "stale_gradient",
             layer,

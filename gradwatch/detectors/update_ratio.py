@@ -37,6 +37,8 @@ class UpdateRatio(Judgement):
         replace: Ratio of one matrix in a single step that replaced it, after which the loss is above its start.
         small: Ratio of every matrix. Healthy runs have one above 1.7e-3 (19 of 20), sick ones none above 1e-9; learning rates that
             are merely timid lie between.
+        worse: Loss over the loss at the start, above which small updates are what is left after a ruin, and no cause. So they are
+            where some gradient is exactly zero.
         skip: Steps at the start that are not judged: zero-initialised weights, Adam's first steps.
         confirm: 3 full records.
         span: 20 steps: the distance of as many full records at the default cadence.
@@ -48,6 +50,7 @@ class UpdateRatio(Judgement):
     large: float = 0.1
     replace: float = 1.0
     small: float = 1e-5
+    worse: float = 1.15
     skip: int = 10
 
     full_only: ClassVar[bool] = True
@@ -87,7 +90,9 @@ class UpdateRatio(Judgement):
         layer = names.owner(record.sites[pairs[worst][0]].layer)
         if value > self.large:
             message = f"each step moves {layer} by {value:.0%} of its size, and the loss does not fall"
-        elif value < self.small and settled.all():
+        elif (
+            value < self.small and settled.all() and not trends.resting and trends.losses.present < trends.losses.times(self.worse)
+        ):
             message = f"no weight matrix moves by more than {value:.1e} of its size a step, and the loss does not fall"
         else:
             return

@@ -15,15 +15,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradwatch import names
+from gradwatch import moments, names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import Flags, Sites, Trends, per_sites
+from gradwatch.trends import Flags, Sites, Trends, gradients, per_sites
 
 CUT = (
     "No gradient reaches it: look for a module that forward never calls, .detach(), .data, .item(), torch.no_grad() or a "
-    "non-differentiable step (argmax, round, comparison) between it and the loss. If it is to rest, set requires_grad to False."
+    "non-differentiable step (argmax, round, comparison) between it and the loss; where every layer is named, for backward() "
+    "itself. If it is to rest, set requires_grad to False."
 )
 DEAD = (
     "A gradient arrives and is exactly zero: look downstream for ReLUs whose inputs are all negative, weights that are all zero, "
@@ -81,6 +82,8 @@ class ZeroGradient(Judgement):
         once = ~np.isnan(trends.usual[where])
         # Where a sister rests now and then, rest is a matter of routing: whoever is like her is given as much time.
         quiet = np.array([trends.quiet[where[sisters]].max() for sisters in _families(record.sites)])
+        if silent[gradients(record.sites)].all():  # nobody routes everything past everybody
+            quiet[:] = 0
         overdue = trends.silent[where] > np.where(quiet > 0, np.maximum(self.routed, self.patience * quiet), self.rest)
         cut = silent & ((~once & (quiet == 0)) | overdue)
         if not cut.any():
@@ -92,7 +95,7 @@ class ZeroGradient(Judgement):
             if layer in named:
                 continue
             named.add(layer)
-            missing = record.rows[index, 0] == 0
+            missing = record.rows[index, moments.COUNT] == 0
             steps = int(trends.silent[where[index]])
             yield Finding(
                 "zero_gradient",

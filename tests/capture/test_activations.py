@@ -9,6 +9,8 @@ from autograd_oracle import assert_same, expected, watched
 from torch import Tensor, nn
 from torch.nn import functional
 
+import gradwatch
+
 
 @dataclass
 class Case:
@@ -384,3 +386,26 @@ def test_gradients_are_those_of_autograd(name, caplog):
     rows = watched(copy.deepcopy(case.model), case.batch)
     assert_same(rows, expected(case.model, case.batch, case.valves))
     assert not caplog.records
+
+
+def test_a_layer_that_is_first_reached_later_stands_where_forward_comes_by():
+    class Skipping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            x = self.stem(x)
+            return self.head(self.block(x) if self.calls > 1 else x)
+
+    model = Skipping()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer, every=1, on_finding=lambda finding: None) as watch:
+        for _ in range(2):
+            model(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    layers = [site.layer for site in watch.history[-1].sites if site.tensor == "activation"]
+    assert layers == ["stem", "block", "head"]

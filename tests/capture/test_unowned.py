@@ -84,3 +84,16 @@ def test_watching_changes_nothing(registered):
         nn.functional.cross_entropy(plain(x), (x[:, 0] > 0).long()).backward()
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(watched.parameters(), plain.parameters(), strict=True))
+
+
+def test_what_the_input_was_computed_with_is_none_of_the_models_business():
+    torch.manual_seed(0)
+    backbone, head = nn.Linear(6, 8), nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    with gradwatch.watch(head, optimizer, on_finding=lambda finding: None) as watch:
+        for step in range(30):
+            x = torch.randn(32, 6, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            watch.loss(nn.functional.cross_entropy(head(torch.tanh(backbone(x))), (x[:, 0] > 0).long())).backward()
+            optimizer.step()
+    assert watch.findings == []

@@ -1,0 +1,55 @@
+"""Which steps get a full record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.optim import Optimizer
+
+
+class Cadence:
+    """Gives each optimizer a full record every so many steps, also where several step in turn, and not equally often.
+
+    Which optimizer is going to step is known only when it does; what it leaves on the way there has to be sampled before. So a
+    step is sampled where an optimizer is due and, as it stepped so far, may be the next.
+
+    Args:
+        optimizers: Those that step; none: every step is of the same kind.
+        every: Steps from one full record to the next.
+        first_step: The number of the first step.
+
+    Attributes:
+        full: Whether the step in progress is sampled.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], every: int, first_step: int) -> None:
+        self._every = every
+        self._sampled: dict[int, int | None] = {id(optimizer): None for optimizer in optimizers}
+        self._last: dict[int, int] = {}
+        self._gap: dict[int, int] = {}
+        self.full = True
+        self.prepare(first_step)
+
+    def stepped(self, optimizer: Optimizer | None, step: int) -> None:
+        """Takes which optimizer has stepped, if any, and decides about the step after."""
+        key = id(optimizer)
+        if key in self._sampled:
+            if key in self._last:
+                self._gap[key] = step - self._last[key]
+            self._last[key] = step
+            if self.full:
+                self._sampled[key] = step
+        self.prepare(step + 1)
+
+    def prepare(self, step: int) -> None:
+        """Decides about a step."""
+        if len(self._sampled) < 2:  # nobody has to wait for a turn
+            self.full = step % self._every == 0
+        else:
+            self.full = any(self._is_due(key, step) for key in self._sampled)
+
+    def _is_due(self, key: int, step: int) -> bool:
+        sampled = self._sampled[key]
+        if sampled is None:
+            return step < self._every or step % self._every == 0  # one that seldom steps must not have every step sampled
+        return step - sampled >= self._every and step >= self._last[key] + self._gap.get(key, 1)
