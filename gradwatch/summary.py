@@ -11,19 +11,27 @@ from gradwatch.incidents import group, tell
 from gradwatch.names import printable
 from gradwatch.records import Finding, Incident, Record, Site
 
+RECORDS = 8
+"""Full records that are searched for the figures of a layer: each of several optimizers has its own."""
+
 COLUMNS = ("layer", "type", "activation rms", "dL/da rms", "dL/dW rms", "update ratio", "status")
 
 
 def table(history: History, findings: Sequence[Finding]) -> list[tuple[str, ...]]:
-    """One row for each layer, under ``COLUMNS``, in forward order; from the newest record that sampled activations.
+    """One row for each layer, under ``COLUMNS``, in forward order; from the newest records that sampled activations.
 
     Where none is kept, the newest record has to do.
     """
     if not len(history):
         return []
-    record = next((record for record in reversed(list(history)) if record.full), history[-1])
-    figures = _figures(record)
-    owners = {site.layer: _layer(site) for site in record.sites}
+    records = [record for record in reversed(list(history)) if record.full][:RECORDS] or [history[-1]]
+    figures: dict[tuple[str, str], float] = {}
+    layers: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for record in records:  # from the newest on; of several optimizers each has its own
+        figures = _figures(record) | figures
+        layers |= {layer: kind for layer, kind in _layers(record).items() if layer not in layers}
+        owners |= {site.layer: _layer(site) for site in record.sites}
     return [
         (
             printable(layer),
@@ -33,7 +41,7 @@ def table(history: History, findings: Sequence[Finding]) -> list[tuple[str, ...]
                 [finding for finding in findings if owners.get(finding.layer, finding.layer) == layer], findings, history[-1].step
             ),
         )
-        for layer, kind in _layers(record).items()
+        for layer, kind in layers.items()
     ]
 
 
@@ -52,6 +60,8 @@ def render(history: History, findings: Sequence[Finding], unseen: Sequence[str] 
     ]
     lines += ["", f"{history!r}"]
     lines += [tell(incident) for incident in group(findings)] or ["nothing found"]
+    if not len(history.losses()[0]):
+        lines.append("no loss was told, so that loss_stagnant, loss_unstable and update_ratio were not judged: watch.loss(value)")
     if unseen:
         lines.append(f"not observed (never called, or compiled or scripted): {', '.join(map(printable, unseen))}")
     return "\n".join(lines)

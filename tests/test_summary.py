@@ -1,5 +1,7 @@
 """What people read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,7 @@ critical: saturated at fc1.weight, step 3: flat → vanishing_gradient at fc1
     try: a smaller weight
 critical: loss_unstable at loss, step 12–30: it jumps
     try: a smaller step
+no loss was told, so that loss_stagnant, loss_unstable and update_ratio were not judged: watch.loss(value)
 not observed (never called, or compiled or scripted): spare, other"""
 
 
@@ -66,8 +69,9 @@ def test_a_run_in_print():
 
 
 def test_a_healthy_run_says_so():
-    text = summary.render(history(record(0)), [])
-    assert text.endswith("History(1 records, steps 0 to 0)\nnothing found")
+    told = replace(record(0), loss=0.5)
+    assert summary.render(history(told), []).endswith("History(1 records, steps 0 to 0)\nnothing found")
+    assert "no loss was told" in summary.render(history(record(0)), [])
     assert "not observed" not in text
 
 
@@ -144,7 +148,7 @@ def test_names_and_sentences_cannot_move_the_cursor():
     assert all(line.isprintable() for line in text.split("\n"))
     text.encode()
     assert text.count(ESCAPED) == 9  # layer, type, status; severity, kind, layer, message; advice; unseen
-    assert len(text.split("\n")) == 8
+    assert len(text.split("\n")) == 9
 
 
 def test_a_finding_of_one_step_names_it_once():
