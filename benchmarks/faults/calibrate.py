@@ -93,9 +93,13 @@ def page(results: list[tuple[int, score.CaseScore, list[score.Finding]]], seeds:
     for split in [*splits, "all"] if len(splits) > 1 else splits:
         scores = [scored for _, scored, _ in results if split in (scored.split, "all")]
         lines.append(_row(split, score.summarise(scores)))
-    lines += ["", "`dev` is what thresholds were set on; `more` was written afterwards, without a look at gradwatch.", ""] * (
-        len(splits) > 1
-    )
+    if len(splits) > 1:
+        lines += [
+            "",
+            "Thresholds were set on `dev`. `more` was written by people who had not seen the detectors, and rules were mended where",
+            "it showed them wrong; at first sight of it recall was 0.95, precision 0.98, and 0.7 % to 2 % of its healthy runs were",
+            "alarmed, by seed. A module that is not used before a warm-up is over cannot be told from one that was forgotten.",
+        ]
     lines += ["", "## By kind of fault", "", "| kind | needs | met | late | misplaced | missed |", "|---|---|---|---|---|---|"]
     by_kind: dict[str, list[score.CaseScore]] = defaultdict(list)
     for _, scored, _ in results:
