@@ -27,7 +27,8 @@ def test_full_and_light_records_are_told_apart(cost):
 
 def test_the_page_says_what_was_measured_and_which_targets_are_not_reached(cost, monkeypatch):
     monkeypatch.setitem(overhead.TARGETS, "two layers", (float("inf"), 0.0))
-    page = overhead.page([cost])
+    page = overhead.page([cost], [("full", 200, 1e-4), ("light", 50, 2e-5)])
+    assert "| full | 200 | 100 µs | 50 µs |" in page
     (row,) = (line for line in page.splitlines() if line.startswith("| two layers | ") and "reached" in line)
     assert "| inf (reached) |" in row
     assert "| 0.0 (not reached) |" in row
@@ -55,3 +56,11 @@ def test_the_command_prints_the_table_and_writes_the_page(monkeypatch, tmp_path,
     assert printed.splitlines()[2].startswith("| network | step without a watch |")
     assert printed.splitlines()[4] in (tmp_path / "performance.md").read_text(encoding="utf-8")
     assert "two layers" in printed
+
+
+def test_judging_is_timed_by_kind_of_record():
+    with torch.random.fork_rng(devices=[]):
+        full, light = overhead.judge(1, steps=24)
+    assert (full[0], light[0]) == ("full", "light")
+    assert full[1] > light[1] > 0
+    assert min(full[2], light[2]) > 0

@@ -54,7 +54,9 @@ class DeadUnits(Judgement):
         """Yields each activation whose units are dead; where there is none, the layer whose gradient's rows are."""
         record = history[-1]
         dead = record.rows[:, moments.DEAD]
-        sick = [int(index) for index in np.flatnonzero(dead >= self.share)]
+        sick = np.flatnonzero(dead >= self.share).tolist()
+        if not sick:
+            return
         found = [index for index in sick if record.sites[index].tensor == "activation"]
         if not found:
             rows = [index for index in sick if record.sites[index].tensor == "parameter_grad"]

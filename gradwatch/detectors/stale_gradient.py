@@ -56,6 +56,8 @@ class StaleGradient(Judgement):
         """Yields the first layer, where the newest record's gradients contain older ones."""
         record = history[-1]
         stale = record.rows[:, moments.STALE]
+        if not (stale >= self.left).any():  # as a rule, all were cleared
+            return
         # A quotient of exactly 1 is this step's own gradient, of a parameter that is used after all that is observed.
         told = np.flatnonzero(np.isfinite(stale) & (np.abs(stale - 1) > self.own))
         if not len(told):
