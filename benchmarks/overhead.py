@@ -26,7 +26,7 @@ import torch
 
 import gradwatch
 from benchmarks.networks import TASKS, Task, mlp
-from gradwatch.detectors import DEFAULT, Detector, Ledger
+from gradwatch.detectors import DEFAULT, Ledger, raise_error
 from gradwatch.history import History
 from gradwatch.moments import SMALL
 from gradwatch.records import Record
@@ -286,7 +286,7 @@ def judge(depth: int, steps: int) -> list[tuple[str, int, float]]:
     with gradwatch.watch(task.model, optimizer, on_finding=lambda _finding: None) as watch:
         for _ in range(steps):
             watch.loss(task.step(optimizer))
-    ledger, history = Ledger(DEFAULT, _raise), History()
+    ledger, history = Ledger(DEFAULT, raise_error), History()
     times: dict[bool, list[float]] = {True: [], False: []}
     for record in watch.history:
         begun = time.perf_counter()
@@ -296,10 +296,6 @@ def judge(depth: int, steps: int) -> list[tuple[str, int, float]]:
             times[record.full].append(time.perf_counter() - begun)
     tensors = {record.full: len(record.sites) for record in watch.history}
     return [(kind, tensors[full], statistics.median(times[full])) for kind, full in (("full", True), ("light", False))]
-
-
-def _raise(_detector: Detector, error: Exception) -> None:
-    raise error
 
 
 def judged(rows: Sequence[tuple[str, int, float]]) -> str:

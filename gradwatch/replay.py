@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from os import PathLike
 
 from gradwatch.codec import load
-from gradwatch.detectors import DEFAULT, Detector, Ledger, name_of
+from gradwatch.detectors import DEFAULT, Detector, judge, name_of
 from gradwatch.errors import GradWatchWarning
 from gradwatch.history import History
 from gradwatch.records import Finding
@@ -37,12 +37,7 @@ def check(run: str | PathLike[str] | History, detectors: Sequence[Detector] | No
             GradWatchWarning,
             stacklevel=2,
         )
-    ledger = Ledger(DEFAULT if detectors is None else detectors, _report)
-    history = History()
-    for record in recorded:
-        history.append(record)
-        ledger.update(history)
-    return ledger.findings
+    return judge(recorded, DEFAULT if detectors is None else detectors, _report)
 
 
 def _report(detector: Detector, error: Exception) -> None:

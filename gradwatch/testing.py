@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwatch.detectors import Detector, Example, Ledger
+from gradwatch.detectors import Detector, Example, base, raise_error
 from gradwatch.errors import InvalidSetting
-from gradwatch.history import History
 from gradwatch.incidents import tell
 from gradwatch.records import Finding, Record
 from gradwatch.watch import watch
@@ -67,11 +66,7 @@ def judge(records: Iterable[Record] | Example, *detectors: Detector) -> list[Fin
         records: In order.
         detectors: Functions or objects, as ``gradwatch.watch`` takes them.
     """
-    ledger, history = Ledger(detectors, _raise), History()
-    for record in records.records() if isinstance(records, Example) else records:
-        history.append(record)
-        ledger.update(history)
-    return ledger.findings
+    return base.judge(records.records() if isinstance(records, Example) else records, detectors, raise_error)
 
 
 def _repeat(batches: Iterable[tuple[Any, Any]], *, once: bool) -> Iterator[tuple[Any, Any]]:
@@ -91,7 +86,3 @@ def _adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
 
 def _keep(_finding: Finding) -> None:
     """Says nothing: the findings are read at the end."""
-
-
-def _raise(_detector: Detector, error: Exception) -> None:
-    raise error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradwatch.detectors.bad_scale import BadScale, Symmetry
-from gradwatch.detectors.base import Detector, Example, Judgement, Ledger, News, name_of
+from gradwatch.detectors.base import Detector, Example, FullRecords, Judgement, Ledger, News, judge, name_of, raise_error
 from gradwatch.detectors.dead_units import DeadUnits
 from gradwatch.detectors.default import DEFAULT
 from gradwatch.detectors.exploding_gradient import ExplodingGradient, ExplodingOverDepth, ExplodingOverTime
@@ -27,6 +27,7 @@ __all__ = [
     "ExplodingGradient",
     "ExplodingOverDepth",
     "ExplodingOverTime",
+    "FullRecords",
     "Judgement",
     "Ledger",
     "LossStagnant",
@@ -42,7 +43,9 @@ __all__ = [
     "VanishingGradient",
     "ZeroGradient",
     "fit",
+    "judge",
     "name_of",
+    "raise_error",
     "read",
     "write",
 ]

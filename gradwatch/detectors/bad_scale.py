@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradwatch import moments, names
-from gradwatch.detectors.base import Example, Judgement, geometric
+from gradwatch.detectors.base import Example, FullRecords, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding, Record
 from gradwatch.trends import Counts, Flags, Sites, gradients, per_sites
@@ -33,7 +33,7 @@ ALIKE = (
 
 
 @dataclass(frozen=True)
-class BadScale(Judgement):
+class BadScale(FullRecords):
     """An activation's rms is far from 1 at the start, or has grown far above its start while the net does not learn.
 
     Attributes:
@@ -42,20 +42,14 @@ class BadScale(Judgement):
         later: rms later on; healthy nets stay under 83.
         growth: rms over its start.
         runaway: ``later`` and ``growth`` times this are out of bounds even where the loss falls: it may be of the wrong sign.
-        confirm: 2 full records.
-        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
-    confirm: int = 2
-    span: int = 10
-    release: int = 2
     large: float = 15.0
     small: float = 1e-3
     later: float = 100.0
     growth: float = 30.0
     runaway: float = 10.0
 
-    full_only: ClassVar[bool] = True
     WIDER: ClassVar = {"large": 2.0, "small": 0.5, "later": 2.0, "growth": 2.0}
     EXAMPLES: ClassVar = {
         "healthy: grows while it learns": Example({("fc", "activation"): geometric(1.0, 1.2, 28)}, losses=geometric(9.0, 0.8, 28)),
@@ -100,21 +94,16 @@ class BadScale(Judgement):
 
 
 @dataclass(frozen=True)
-class Symmetry(Judgement):
+class Symmetry(FullRecords):
     """Nearly all rows of a weight matrix are equal, though a gradient arrives.
 
     Attributes:
         alike: Share of rows that equal another one. Random rows: 0. Constant ones: 1. Half and half would be a design.
         confirm: 2 full records: zero-initialised rows differ after the first update.
-        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
-    confirm: int = 2
-    span: int = 10
-    release: int = 2
     alike: float = 0.875
 
-    full_only: ClassVar[bool] = True
     WIDER: ClassVar = {"alike": 0.5}
     SHARES: ClassVar = frozenset({"alike"})
     EXAMPLES: ClassVar = {

@@ -8,7 +8,7 @@ after ``release`` clean records, and is ready for it to come again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -61,6 +61,23 @@ class Judgement:
 
     EXAMPLES: ClassVar[Mapping[str, Example]] = {}
     """Synthetic runs that show what the detector means: ``"healthy…"`` stay silent, ``"sick…"`` are found."""
+
+
+@dataclass(frozen=True)
+class FullRecords(Judgement):
+    """Settings of the detectors that only full records tell something.
+
+    Attributes:
+        confirm: 2 full records.
+        span: 10 steps: the distance of as many full records at the default cadence.
+        release: 2 full records.
+    """
+
+    confirm: int = 2
+    span: int = 10
+    release: int = 2
+
+    full_only: ClassVar[bool] = True
 
 
 @dataclass
@@ -171,6 +188,26 @@ class Ledger:
         return tuple(
             self._findings[case.number] for cases in self._cases.values() for case in cases.values() if case.number is not None
         )
+
+
+def raise_error(_detector: Detector, error: Exception) -> None:
+    """What to do with an error of a detector where its author is there to see it."""
+    raise error
+
+
+def judge(records: Iterable[Record], detectors: Sequence[Detector], fail: Callable[[Detector, Exception], None]) -> list[Finding]:
+    """What detectors find in records, taken one after the other as they were when the run went on.
+
+    Args:
+        records: In order.
+        detectors: Functions or objects.
+        fail: Called with a detector and its exception; the detector is dropped.
+    """
+    ledger, history = Ledger(detectors, fail), History()
+    for record in records:
+        history.append(record)
+        ledger.update(history)
+    return ledger.findings
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradwatch import moments, names
-from gradwatch.detectors.base import Example, Judgement
+from gradwatch.detectors.base import Example, FullRecords
 from gradwatch.history import History
 from gradwatch.records import Finding
 
@@ -26,23 +26,18 @@ ADVICE = (
 
 
 @dataclass(frozen=True)
-class DeadUnits(Judgement):
+class DeadUnits(FullRecords):
     """Most units of a layer are silent for every input of the last full records.
 
     Attributes:
         share: Dead units of all of a layer's. In the labelled corpus the worst layer of a healthy net reaches 0.56 (19 of 20 stay
             under 0.42) and sick ones 0.83 to 1.
         confirm: 2 full records, each of which looks back on two batches.
-        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
-    confirm: int = 2
-    span: int = 10
-    release: int = 2
     share: float = 0.75
 
     per_layer: ClassVar[bool] = True
-    full_only: ClassVar[bool] = True
     WIDER: ClassVar = {"share": 0.5}
     SHARES: ClassVar = frozenset({"share"})
     EXAMPLES: ClassVar = {

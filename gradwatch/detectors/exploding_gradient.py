@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradwatch import names
-from gradwatch.detectors.base import Example, Judgement, geometric
+from gradwatch.detectors.base import Example, FullRecords, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding
 from gradwatch.trends import gradients, matrices, output_gradients
@@ -91,21 +91,16 @@ class ExplodingGradient(Judgement):
 
 
 @dataclass(frozen=True)
-class ExplodingOverDepth(Judgement):
+class ExplodingOverDepth(FullRecords):
     """The gradient of a layer's output is orders above that of the last layer, in one backward pass of a net that does not learn.
 
     Attributes:
         factor: The largest rms of an output gradient over that of the last layer, dimensionless. In the labelled corpus healthy
             nets reach 4 and exploding ones 200 to 1e4, from the first step on.
-        confirm: 2 full records.
-        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
-    confirm: int = 2
-    span: int = 10
     factor: float = 100.0
 
-    full_only: ClassVar[bool] = True
     breaks: ClassVar[bool] = True
     WIDER: ClassVar = {"factor": 2.0}
     EXAMPLES: ClassVar = {

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradwatch import names
-from gradwatch.detectors.base import Example, Judgement
+from gradwatch.detectors.base import Example, FullRecords, Judgement
 from gradwatch.history import History
 from gradwatch.records import Finding
 from gradwatch.trends import updates
@@ -33,23 +33,18 @@ UNREGISTERED = (
 
 
 @dataclass(frozen=True)
-class NotUpdated(Judgement):
+class NotUpdated(FullRecords):
     """In every full record so far the update of a parameter with a gradient was exactly zero.
 
     Attributes:
         gradient: A gradient's rms over the largest of the step, under which it need not move anything: 1e-3 leaves out biases
             before a normalisation, whose gradient is rounding noise.
         confirm: 2 full records: the first step of a warm-up may stand still.
-        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
-    confirm: int = 2
-    span: int = 10
-    release: int = 2
     gradient: float = 1e-3
 
     per_layer: ClassVar[bool] = True
-    full_only: ClassVar[bool] = True
     WIDER: ClassVar = {"gradient": 2.0}
     EXAMPLES: ClassVar = {
         "healthy: a schedule that ends": Example(

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradwatch import moments
-from gradwatch.detectors.base import Example, Judgement
+from gradwatch.detectors.base import Example, FullRecords
 from gradwatch.history import History
 from gradwatch.records import Finding, Record
 
@@ -42,7 +42,7 @@ ADVICE = {
 
 
 @dataclass(frozen=True)
-class Saturated(Judgement):
+class Saturated(FullRecords):
     """Most elements of a squashing activation have a local derivative under 4 % of its peak.
 
     Attributes:
@@ -50,19 +50,13 @@ class Saturated(Judgement):
             bound is half way between a layer that passes half and one that passes nothing.
         later: Share later on, while the net does not learn.
         first: Steps that count as the start.
-        confirm: 2 full records.
-        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
-    confirm: int = 2
-    span: int = 10
-    release: int = 2
     start: float = 0.6
     later: float = 0.75
     first: int = 10
 
     per_layer: ClassVar[bool] = True
-    full_only: ClassVar[bool] = True
     WIDER: ClassVar = {"start": 0.5, "later": 0.5}
     SHARES: ClassVar = frozenset({"start", "later"})
     EXAMPLES: ClassVar = {

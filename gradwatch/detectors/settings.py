@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from gradwatch.codec import load
-from gradwatch.detectors.base import Detector, Judgement, Ledger
+from gradwatch.detectors.base import Detector, Judgement, judge, raise_error
 from gradwatch.detectors.default import DEFAULT
 from gradwatch.errors import InvalidSetting
 from gradwatch.history import History
@@ -132,15 +132,4 @@ def _step(detector: Judgement) -> Judgement:
 
 
 def _speaks(detector: Detector, runs: list[list[Record]]) -> bool:
-    for run in runs:
-        ledger, history = Ledger([detector], _raise), History()
-        for record in run:
-            history.append(record)
-            ledger.update(history)
-            if ledger.findings:
-                return True
-    return False
-
-
-def _raise(_detector: Detector, error: Exception) -> None:
-    raise error
+    return any(judge(run, [detector], raise_error) for run in runs)

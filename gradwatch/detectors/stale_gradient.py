@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradwatch import moments, names
-from gradwatch.detectors.base import Example, Judgement
+from gradwatch.detectors.base import Example, FullRecords
 from gradwatch.history import History
 from gradwatch.records import Finding
 
@@ -25,24 +25,18 @@ ADVICE = (
 
 
 @dataclass(frozen=True)
-class StaleGradient(Judgement):
+class StaleGradient(FullRecords):
     """Before a step's first backward pass, ``.grad`` still holds a good part of what it holds at the step.
 
     Attributes:
         left: What was left over what is there at the step, the median over the parameters, dimensionless. Cleared gradients leave
             exactly 0; uncleared ones between a half (two steps) and 1 (many).
         own: Distance from 1 within which a quotient tells of the step's own gradient: float32's rounding, some times over.
-        confirm: 2 full records.
-        span: 10 steps: the distance of as many full records at the default cadence.
     """
 
-    confirm: int = 2
-    span: int = 10
-    release: int = 2
     left: float = 0.1
     own: float = 1e-5
 
-    full_only: ClassVar[bool] = True
     WIDER: ClassVar = {"left": 2.0}
     EXAMPLES: ClassVar = {
         "healthy: cleared": Example({("fc.weight", "parameter_grad"): [1.0] * 24}, shares={("fc.weight", "stale"): [0.0] * 24}),

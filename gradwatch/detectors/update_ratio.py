@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradwatch import names
-from gradwatch.detectors.base import Example, Judgement
+from gradwatch.detectors.base import Example, FullRecords
 from gradwatch.history import History
 from gradwatch.records import Finding
 from gradwatch.trends import Counts, Sites, per_sites
@@ -29,7 +29,7 @@ SMALL = (
 
 
 @dataclass(frozen=True)
-class UpdateRatio(Judgement):
+class UpdateRatio(FullRecords):
     """‖Δw‖/‖w‖ of a matrix is far too large, or that of every matrix far too small, while the net does not learn.
 
     Attributes:
@@ -46,14 +46,12 @@ class UpdateRatio(Judgement):
 
     confirm: int = 3
     span: int = 20
-    release: int = 2
     large: float = 0.1
     replace: float = 1.0
     small: float = 1e-5
     worse: float = 1.15
     skip: int = 10
 
-    full_only: ClassVar[bool] = True
     WIDER: ClassVar = {"large": 2.0, "replace": 2.0, "small": 0.5}
     EXAMPLES: ClassVar = {
         "healthy: learns with large steps": Example(
