@@ -57,6 +57,7 @@ class Losses:
         last: The newest; NaN likewise.
         learning: Whether ``present`` has fallen to ``LEARNING`` of ``first``; None where no loss is known, or where a loss of
             either sign has not fallen, which need not mean anything.
+        outset: The first stretch of the run; None until there is one.
         signed: Whether there were losses on both sides of zero, so that none is a measure for another: a policy's, a critic's.
     """
 
@@ -67,7 +68,7 @@ class Losses:
         self._lowest, self._highest = math.inf, -math.inf
         self._firsts: list[float] = []
         self._newest: deque[float] = deque(maxlen=2 * STRETCH)
-        self._first_stretch: Stretch | None = None
+        self.outset: Stretch | None = None
 
     def take(self, loss: float | None) -> None:
         """Takes the loss of the newest record."""
@@ -79,8 +80,8 @@ class Losses:
             at_once = typical > self.times(WORSE, self._firsts[0]) or max(self._firsts) > self.times(BLOWN_UP, self._firsts[0])
             self.first = self._firsts[0] if at_once else typical
         self._newest.append(loss)
-        if self._first_stretch is None:
-            self._first_stretch = self.stretch()
+        if self.outset is None:
+            self.outset = self.stretch()
         self.last = loss
         self.present = median(list(self._newest)[-PRESENT:])
         self._lowest, self._highest = min(self._lowest, loss), max(self._highest, loss)
@@ -95,10 +96,6 @@ class Losses:
     def stretch(self) -> Stretch | None:
         """The last stretch; None until there is one."""
         return Stretch(list(self._newest)[-STRETCH:]) if len(self._newest) >= STRETCH else None
-
-    def first_stretch(self) -> Stretch | None:
-        """The first stretch of the run; None until there is one."""
-        return self._first_stretch
 
     def stretch_before(self) -> Stretch | None:
         """The stretch before the last one; None until there is one."""

@@ -263,21 +263,8 @@ def merge(first: Array, second: Array) -> Array:
     Returns:
         The same shape, float32.
     """
-    a, b = (side.reshape(-1, len(COLUMNS)).astype(np.float64) for side in (first, second))
-    count = a[:, COUNT] + b[:, COUNT]
-    out = np.empty_like(a)
-    with np.errstate(all="ignore"):
-        left, right = a[:, COUNT] / count, b[:, COUNT] / count
-        out[:, MEAN] = left * a[:, MEAN] + right * b[:, MEAN]
-        out[:, RMS] = np.sqrt(left * a[:, RMS] ** 2 + right * b[:, RMS] ** 2)  # np.hypot takes a NaN beside an infinity for none
-        out[:, MIN], out[:, MAX] = np.minimum(a[:, MIN], b[:, MIN]), np.maximum(a[:, MAX], b[:, MAX])
-        for column in (ZEROS, NONFINITE):
-            out[:, column] = a[:, column] + b[:, column]
-        shares = left[:, None] * a[:, SHARES] + right[:, None] * b[:, SHARES]
-        out[:, SHARES] = np.where(np.isnan(a[:, SHARES]), b[:, SHARES], np.where(np.isnan(b[:, SHARES]), a[:, SHARES], shares))
-    out[:, COUNT], out[:, CALLS] = count, a[:, CALLS] + b[:, CALLS]
-    out = np.where(a[:, [COUNT]] == 0, b, np.where(b[:, [COUNT]] == 0, a, out))
-    return _narrow(out).reshape(first.shape)
+    a, b = (side.reshape(-1, len(COLUMNS)) for side in (first, second))
+    return merge_all(np.concatenate([a, b]), np.tile(np.arange(len(a)), 2), len(a)).reshape(first.shape)
 
 
 def merge_all(table_rows: Array, groups: Iterable[int], size: int) -> Array:
@@ -301,8 +288,7 @@ def merge_all(table_rows: Array, groups: Iterable[int], size: int) -> Array:
         order = np.argsort(group[several], kind="stable")
         merged = group[several][order]
         out[np.unique(merged)] = _reduce(table_rows[several][order].astype(np.float64), np.flatnonzero(np.diff(merged, prepend=-1)))
-    calls = np.bincount(group, weights=table_rows[:, CALLS], minlength=size)
-    out[:, CALLS] = calls
+    out[:, CALLS] = np.bincount(group, weights=table_rows[:, CALLS], minlength=size)
     return out
 
 

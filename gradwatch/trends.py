@@ -87,11 +87,6 @@ def trained_layers(sites: Sites) -> frozenset[str]:
 
 
 @per_sites
-def _is_gradient(sites: Sites) -> Flags:
-    return np.array([site.tensor == "parameter_grad" for site in sites], bool)
-
-
-@per_sites
 def _is_of_parameter(sites: Sites) -> Flags:
     return np.array([site.tensor in ("parameter", "parameter_grad", "update") for site in sites], bool)
 
@@ -193,7 +188,8 @@ class Trends:
             if not self.broken:
                 self.harmless[where[broken]] = True
         # A gradient that is missing is a zero one; anything else that is missing was not observed.
-        seen = measured | _is_gradient(record.sites)
+        seen = measured.copy()
+        seen[gradients(record.sites)] = True
         with np.errstate(divide="ignore"):
             level = np.log10(np.where(measured, rms, 0))
         level[~seen] = np.nan

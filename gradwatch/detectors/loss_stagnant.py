@@ -65,7 +65,7 @@ class LossStagnant(Judgement):
         record, losses = history[-1], history.trends.losses
         if losses.learning or losses.signed or record.loss is None:
             return
-        now, before, outset = losses.stretch(), losses.stretch_before(), losses.first_stretch()
+        now, before, outset = losses.stretch(), losses.stretch_before(), losses.outset
         if now is None or before is None or outset is None:
             return
         scale, spread = abs(losses.first), now.spread
