@@ -1,4 +1,6 @@
-"""Writes the pages of ``docs/detectors/`` and their pictures from the detectors' own files.
+"""Writes the generated parts of ``docs/``.
+
+The pages of ``docs/detectors/`` and their pictures come from the detectors, the modes of ``docs/semantics.md`` from their tests.
 
 python docs/generate.py
 """
@@ -6,6 +8,7 @@ python docs/generate.py
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import math
 import re
@@ -177,8 +180,25 @@ def _plot(axis, example: Example) -> None:  # noqa: ANN001  # matplotlib is impo
         axis.set_yscale("log")
 
 
+def with_modes(text: str) -> str:
+    """``docs/semantics.md`` with the table of modes that the tests make."""
+    if "registry" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("registry", DOCS.parent / "tests" / "modes" / "registry.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["registry"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["registry"])
+    before, begin, rest = text.partition("<!-- modes: written by `make docs` from tests/modes; do not edit -->\n")
+    _, end, after = rest.partition("<!-- end of modes -->")
+    assert begin, "the marks of the table are gone"
+    assert end, "the marks of the table are gone"
+    return f"{before}{begin}\n{sys.modules['registry'].table()}\n{end}{after}"
+
+
 def main() -> None:
     """Writes every page and every picture."""
+    semantics = DOCS / "semantics.md"
+    semantics.write_text(with_modes(semantics.read_text(encoding="utf-8")), encoding="utf-8")
     folder, images = DOCS / "detectors", DOCS / "images" / "detectors"
     for path in (folder, images):
         path.mkdir(parents=True, exist_ok=True)
@@ -187,7 +207,7 @@ def main() -> None:
     for detector in DEFAULT:
         if isinstance(detector, Judgement):
             draw(detector, images / f"{type(detector).__name__}.png")
-    print(f"wrote {folder} and {images}")
+    print(f"wrote {folder}, {images} and {semantics}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pages of the detectors are those that their files make."""
+"""The pages of the detectors are those that their files make, and the table of modes is that of their tests."""
 
 import importlib.util
 from pathlib import Path
@@ -28,3 +28,8 @@ def test_every_picture_is_there_and_can_be_drawn(tmp_path):
         assert (tmp_path / "picture.png").stat().st_size > 1000
     shown = {path.stem for path in (DOCS / "images" / "detectors").glob("*.png")}
     assert shown == {type(detector).__name__ for detector in generate.DEFAULT}
+
+
+def test_the_table_of_modes_is_what_their_tests_say():
+    text = (DOCS / "semantics.md").read_text(encoding="utf-8")
+    assert generate.with_modes(text) == text, "run `make docs`"
