@@ -5,7 +5,7 @@ merge into the row of the concatenated tensor. The mean and the rms are stored i
 they come from: they merge as well (weighted by the counts) and stay inside float32 where the sums would leave it.
 
 Measuring never asks a device for a value: ``measure`` returns 0-dimensional tensors that stay where the tensor is, and
-``table`` joins many of them into one array, to be moved once.
+``table`` joins many of them into one array, to be moved once. On a GPU one kernel reads each tensor once (``fused``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from gradwatch import fused
 
 Array = npt.NDArray[np.float32]
 
@@ -51,6 +53,18 @@ class Copied(NamedTuple):
     zeros: bool
 
 
+class Parts(NamedTuple):
+    """The moments of the parts of a tensor on a GPU, still to be joined along with those of others.
+
+    Attributes:
+        values: What ``fused.partial`` returned, (parts, 6).
+        zeros: Whether its zeros are told.
+    """
+
+    values: Tensor
+    zeros: bool
+
+
 SMALL = 4096
 """Elements up to which copying a tensor now and measuring many together later costs less than the calls that measure one alone."""
 
@@ -62,10 +76,10 @@ def measure(tensor: Tensor, *, zeros: bool = ..., later: Literal[False] = ...) -
 
 
 @overload
-def measure(tensor: Tensor, *, zeros: bool = ..., later: bool) -> tuple[int, Pieces | Copied]: ...
+def measure(tensor: Tensor, *, zeros: bool = ..., later: bool) -> tuple[int, Pieces | Copied | Parts]: ...
 
 
-def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tuple[int, Pieces | Copied]:
+def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tuple[int, Pieces | Copied | Parts]:
     """Reduces a tensor to its moments, without waiting for its device.
 
     Half precision is reduced in float32 and float64 in float64; integers and booleans are taken as float32, a complex number as
@@ -76,7 +90,7 @@ def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tupl
     Args:
         tensor: Any shape and dtype.
         zeros: Also count the elements that are exactly zero; else the count is NaN.
-        later: Whether a small tensor on a CPU may be copied instead, for ``table`` to measure.
+        later: Whether ``table`` may do the rest: measure the copy of a small tensor on a CPU, join the parts of one on a GPU.
 
     Returns:
         The number of elements and their moments.
@@ -90,6 +104,8 @@ def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tupl
         dense, unstored = _stored(tensor.detach())
     if dense.numel() == 0:
         return unstored, _all_zero(dense, unstored)
+    if later and not unstored and fused.applies(dense):
+        return dense.numel(), Parts(fused.partial(dense), zeros)
     pieces = _plain(dense, zeros) if readable(dense) else _without_reading(dense, zeros)
     if unstored:
         total, norm, low, high, zero, nonfinite = pieces
@@ -169,27 +185,36 @@ def _all_zero(like: Tensor, count: int) -> Pieces:
     return zero, zero, zero, zero, torch.full((), float(count), device=like.device), zero
 
 
-def table(pieces: Sequence[Pieces | Copied]) -> Tensor:
+def table(pieces: Sequence[Pieces | Copied | Parts]) -> Tensor:
     """Joins the moments of many tensors on one device, shape (tensors, 6)."""
     alone: list[Pieces] = []
     where: list[int] = []
-    alike: dict[tuple[torch.Size, bool], list[tuple[int, Tensor]]] = {}
+    alike: dict[tuple[type, torch.Size, bool], list[tuple[int, Tensor]]] = {}
     for index, piece in enumerate(pieces):
-        if isinstance(piece, Copied):
-            alike.setdefault((piece.values.shape, piece.zeros), []).append((index, piece.values))
+        if isinstance(piece, (Copied, Parts)):
+            alike.setdefault((type(piece), piece.values.shape, piece.zeros), []).append((index, piece.values))
         else:
             where.append(index)
             alone.append(piece)
-    joined = torch.stack([part for row in alone for part in row]).view(-1, 6) if alone else torch.empty(0, 6)
+    joined = torch.stack([part for row in alone for part in row]).view(-1, 6) if alone else None
     if not alike:
-        return joined
-    parts = [joined.double()]
-    for (_, zeros), group in alike.items():
+        return torch.empty(0, 6) if joined is None else joined
+    parts = [] if joined is None else [joined.double()]
+    for (kind, _, zeros), group in alike.items():
         where += [index for index, _ in group]
-        parts.append(_together([values for _, values in group], zeros))
-    ordered = torch.empty(len(pieces), 6, dtype=torch.float64)
-    ordered[torch.tensor(where)] = torch.cat(parts)
-    return ordered
+        values = [values for _, values in group]
+        parts.append(_together(values, zeros) if kind is Copied else _joined(values, zeros))
+    together = torch.cat(parts)
+    # Back in order through the inverse permutation: an index that lies on the host would make a device wait for it.
+    order = torch.tensor(where).argsort()
+    return together[order if together.device.type == "cpu" else order.pin_memory().to(together.device, non_blocking=True)]
+
+
+def _joined(parts: list[Tensor], zeros: bool) -> Tensor:
+    rows = fused.joined(torch.stack(parts))
+    if not zeros:
+        rows[:, 4] = math.nan  # as everywhere, what nobody asked for is not known
+    return rows
 
 
 def _together(values: list[Tensor], zeros: bool) -> Tensor:

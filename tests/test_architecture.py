@@ -17,7 +17,8 @@ import gradwatch
 ROOT = Path(gradwatch.__file__).parent
 
 GROUPS = (
-    ("errors", "names", "moments"),
+    ("errors", "names", "fused"),
+    ("moments",),
     ("statistics", "records", "eventfiles", "losses"),
     ("trends",),
     ("history",),

@@ -21,11 +21,18 @@ MEASURED = NONFINITE + 1
 """Columns that ``measure`` fills; the shares behind them come from elsewhere."""
 
 
-@pytest.fixture(params=["read", "unread"])
+@pytest.fixture(params=["read", "unread", "fused"])
 def _reading(request, monkeypatch):
-    """Once as on a CPU, and once as on a device whose values cannot be looked at."""
-    if request.param == "unread":
+    """As on a CPU; as on a device whose values cannot be looked at; and by the kernel for a GPU, in Triton's interpreter."""
+    if request.param != "read":
         monkeypatch.setattr(moments, "readable", lambda tensor: False)
+    if request.param == "fused":
+        pytest.importorskip("triton", reason="the kernel for a GPU is written in Triton, which is not installed")
+        monkeypatch.setattr(
+            moments.fused, "applies", lambda x: x.numel() > 0 and x.dtype in moments.fused.DTYPES and x.is_contiguous()
+        )
+    with np.errstate(all="ignore"):  # the interpreter computes in numpy, and a device says nothing of infinity less infinity
+        yield
 
 
 both_ways = pytest.mark.usefixtures("_reading")
@@ -33,7 +40,7 @@ both_ways = pytest.mark.usefixtures("_reading")
 
 def row_of(tensor, *, zeros=True):
     """The way that a tensor takes in a watch: measured where it is, joined, moved, turned into a row."""
-    count, pieces = moments.measure(tensor, zeros=zeros)
+    count, pieces = moments.measure(tensor, zeros=zeros, later=True)
     return moments.rows([count], moments.table([pieces]).numpy())[0]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradwatch import moments
-from gradwatch.moments import Array, Copied, Pieces
+from gradwatch.moments import Array, Copied, Parts, Pieces
 from gradwatch.records import Site
 
 MAX_ROWS = 100_000
@@ -19,7 +19,8 @@ MAX_ROWS = 100_000
 tensors alive otherwise, about 3 kB a measurement."""
 
 MAX_COPIED = 4_000_000
-"""Elements of copies of small tensors, 16 MB, after which they are measured before the record ends."""
+"""Elements of copies of small tensors and of parts that are still to be joined, 16 or 32 MB, after which that is done before the
+record ends."""
 
 
 class Tape:
@@ -32,7 +33,7 @@ class Tape:
 
     def __init__(self) -> None:
         # One append for each measurement, so that threads cannot come between its parts.
-        self._measured: dict[torch.device, list[tuple[Site, int, Pieces | Copied]]] = defaultdict(list)
+        self._measured: dict[torch.device, list[tuple[Site, int, Pieces | Copied | Parts]]] = defaultdict(list)
         self._copied = 0
         self._norms: list[tuple[list[Site], list[int], Tensor]] = []
         self._scalars: dict[str, list[Tensor]] = defaultdict(list)
@@ -50,8 +51,8 @@ class Tape:
         measured.append((site, count, pieces))
         if len(measured) >= MAX_ROWS:
             self._fold()
-        elif isinstance(pieces, Copied):
-            self._copied += count
+        elif isinstance(pieces, (Copied, Parts)):
+            self._copied += pieces.values.numel()
             if self._copied > MAX_COPIED:
                 self._copied = 0
                 _measure_copies(measured)
@@ -152,7 +153,7 @@ class Transfer:
         return [float(value) for value in self._scalars[name]] if name in self._scalars else []
 
 
-def _measure_copies(measured: list[tuple[Site, int, Pieces | Copied]]) -> None:
+def _measure_copies(measured: list[tuple[Site, int, Pieces | Copied | Parts]]) -> None:
     """Puts moments in the place of copies."""
     known = list(measured)  # another thread may add to it
     rows = moments.table([pieces for *_, pieces in known])

@@ -1,0 +1,126 @@
+"""All moments of a tensor on a GPU in one pass over it: a Triton kernel.
+
+Plain operations read a tensor five to seven times, once for each moment. The kernel reads it once and leaves the moments of as
+many parts as there are programs, to be joined with those of other tensors. Triton ships with torch where torch is built for a
+GPU; where it is missing, or cannot compile, ``usable`` says so and plain operations do the work.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("gradwatch")
+
+BLOCK = 1024
+"""Elements that a program takes at once: 8 a thread of the usual 128, so that all accumulators stay in registers."""
+
+PARTS = 256
+"""Programs at most: about two for each multiprocessor of a data-centre GPU (108 on an A100, 132 on an H100). More would only leave
+more to join."""
+
+BLOCKS_A_PART = 4
+"""Blocks of a tensor that are worth a program of their own."""
+
+DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+
+
+def applies(tensor: Tensor) -> bool:
+    """Whether the kernel can measure a tensor: on a GPU, of a usual dtype, without gaps or repeats in its memory."""
+    return tensor.is_cuda and type(tensor) is Tensor and tensor.dtype in DTYPES and _is_dense(tensor) and usable(tensor.device)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    if tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
+        return True
+    return tensor.dim() >= 2 and tensor.transpose(-1, -2).is_contiguous()  # the gradient of a weight often is a transpose
+
+
+@cache
+def usable(device: torch.device) -> bool:
+    """Whether the kernel compiles and runs on a device. The first question costs a compilation, once a process."""
+    try:
+        partial(torch.ones(1, device=device))
+    except Exception as error:  # noqa: BLE001  # no Triton, no C compiler, an old GPU: whatever it is, plain operations do the work
+        log.info("tensors on %s are measured by plain operations: the fused kernel cannot be used (%s)", device, error)
+        return False
+    return True
+
+
+def partial(tensor: Tensor) -> Tensor:
+    """Measures the parts of a tensor; does not wait for the device.
+
+    Args:
+        tensor: One that ``applies``; float32, float16 or bfloat16, of any shape.
+
+    Returns:
+        (parts, 6), float64: sum, sum of squares, min, max, zeros, non-finite elements of each part. ``joined`` makes the tensor's
+        own moments of them. A part with a NaN has min and max NaN.
+    """
+    import triton
+
+    size = tensor.numel()
+    parts = min(PARTS, triton.next_power_of_2(triton.cdiv(size, BLOCK * BLOCKS_A_PART)))
+    out = torch.empty((parts, 6), dtype=torch.float64, device=tensor.device)
+    _kernel()[(parts,)](tensor, out, size, parts, BLOCK=BLOCK)
+    return out
+
+
+def joined(parts: Tensor) -> Tensor:
+    """Moments of whole tensors from those of their parts.
+
+    Args:
+        parts: (tensors, parts, 6), as ``partial`` leaves them.
+
+    Returns:
+        (tensors, 6), float64: sum, Euclidean norm, min, max, zeros, non-finite elements.
+    """
+    added = parts.sum(1)
+    return torch.stack(
+        [added[:, 0], added[:, 1].sqrt(), parts[..., 2].amin(1), parts[..., 3].amax(1), added[:, 4], added[:, 5]], dim=1
+    )
+
+
+@cache
+def _kernel() -> Any:
+    import triton
+    import triton.language as tl
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def moments(x, out, size, parts, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, N803
+        part = tl.program_id(0).to(tl.int64)  # a tensor may have more than 2**31 elements
+        total = tl.zeros((BLOCK,), tl.float64)
+        squares = tl.zeros((BLOCK,), tl.float64)
+        low = tl.full((BLOCK,), float("inf"), tl.float32)
+        high = tl.full((BLOCK,), float("-inf"), tl.float32)
+        zeros = tl.zeros((BLOCK,), tl.int32)
+        infinite = tl.zeros((BLOCK,), tl.int32)
+        nans = tl.zeros((BLOCK,), tl.int32)
+        for start in range(part * BLOCK, size, parts * BLOCK):
+            index = start + tl.arange(0, BLOCK)
+            inside = index < size
+            value = tl.load(x + index, mask=inside, other=0.0).to(tl.float32)
+            wide = value.to(tl.float64)  # no square of a float32 leaves float64
+            total += wide
+            squares += wide * wide
+            low = tl.minimum(low, tl.where(inside, value, float("inf")))
+            high = tl.maximum(high, tl.where(inside, value, float("-inf")))
+            zeros += ((value == 0.0) & inside).to(tl.int32)
+            infinite += (tl.abs(value) == float("inf")).to(tl.int32)
+            nans += (value != value).to(tl.int32)  # noqa: PLR0124  # only a NaN differs from itself
+        missing = tl.sum(nans, axis=0)
+        # A minimum of numbers and a NaN may be either, by the device; here it is the NaN.
+        spoilt = tl.where(missing > 0, float("nan"), 0.0)
+        row = out + part * 6
+        tl.store(row, tl.sum(total, axis=0))
+        tl.store(row + 1, tl.sum(squares, axis=0))
+        tl.store(row + 2, (tl.min(low, axis=0) + spoilt).to(tl.float64))
+        tl.store(row + 3, (tl.max(high, axis=0) + spoilt).to(tl.float64))
+        tl.store(row + 4, tl.sum(zeros, axis=0).to(tl.float64))
+        tl.store(row + 5, (tl.sum(infinite, axis=0) + missing).to(tl.float64))
+
+    return moments
