@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,12 +60,13 @@ def partial(tensor: Tensor) -> Tensor:
         (parts, 6), float64: sum, sum of squares, min, max, zeros, non-finite elements of each part. ``joined`` makes the tensor's
         own moments of them. A part with a NaN has min and max NaN.
     """
-    import triton
+    from gradwatch.fused_kernel import moments
 
     size = tensor.numel()
-    parts = min(PARTS, triton.next_power_of_2(triton.cdiv(size, BLOCK * BLOCKS_A_PART)))
+    wanted = -(-size // (BLOCK * BLOCKS_A_PART))
+    parts = min(PARTS, 1 << (wanted - 1).bit_length())  # powers of two: tensors with equally many are joined together
     out = torch.empty((parts, 6), dtype=torch.float64, device=tensor.device)
-    _kernel()[(parts,)](tensor, out, size, parts, BLOCK=BLOCK)
+    moments[(parts,)](tensor, out, size, parts, BLOCK=BLOCK)
     return out
 
 
@@ -83,44 +83,3 @@ def joined(parts: Tensor) -> Tensor:
     return torch.stack(
         [added[:, 0], added[:, 1].sqrt(), parts[..., 2].amin(1), parts[..., 3].amax(1), added[:, 4], added[:, 5]], dim=1
     )
-
-
-@cache
-def _kernel() -> Any:
-    import triton
-    import triton.language as tl
-
-    @triton.jit  # type: ignore[untyped-decorator]
-    def moments(x, out, size, parts, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, N803
-        part = tl.program_id(0).to(tl.int64)  # a tensor may have more than 2**31 elements
-        total = tl.zeros((BLOCK,), tl.float64)
-        squares = tl.zeros((BLOCK,), tl.float64)
-        low = tl.full((BLOCK,), float("inf"), tl.float32)
-        high = tl.full((BLOCK,), float("-inf"), tl.float32)
-        zeros = tl.zeros((BLOCK,), tl.int32)
-        infinite = tl.zeros((BLOCK,), tl.int32)
-        nans = tl.zeros((BLOCK,), tl.int32)
-        for start in range(part * BLOCK, size, parts * BLOCK):
-            index = start + tl.arange(0, BLOCK)
-            inside = index < size
-            value = tl.load(x + index, mask=inside, other=0.0).to(tl.float32)
-            wide = value.to(tl.float64)  # no square of a float32 leaves float64
-            total += wide
-            squares += wide * wide
-            low = tl.minimum(low, tl.where(inside, value, float("inf")))
-            high = tl.maximum(high, tl.where(inside, value, float("-inf")))
-            zeros += ((value == 0.0) & inside).to(tl.int32)
-            infinite += (tl.abs(value) == float("inf")).to(tl.int32)
-            nans += (value != value).to(tl.int32)  # noqa: PLR0124  # only a NaN differs from itself
-        missing = tl.sum(nans, axis=0)
-        # A minimum of numbers and a NaN may be either, by the device; here it is the NaN.
-        spoilt = tl.where(missing > 0, float("nan"), 0.0)
-        row = out + part * 6
-        tl.store(row, tl.sum(total, axis=0))
-        tl.store(row + 1, tl.sum(squares, axis=0))
-        tl.store(row + 2, (tl.min(low, axis=0) + spoilt).to(tl.float64))
-        tl.store(row + 3, (tl.max(high, axis=0) + spoilt).to(tl.float64))
-        tl.store(row + 4, tl.sum(zeros, axis=0).to(tl.float64))
-        tl.store(row + 5, (tl.sum(infinite, axis=0) + missing).to(tl.float64))
-
-    return moments

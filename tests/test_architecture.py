@@ -17,7 +17,8 @@ import gradwatch
 ROOT = Path(gradwatch.__file__).parent
 
 GROUPS = (
-    ("errors", "names", "fused"),
+    ("errors", "names", "fused_kernel"),
+    ("fused",),
     ("moments",),
     ("statistics", "records", "eventfiles", "losses"),
     ("trends",),
