@@ -1,7 +1,5 @@
 """The kernel of ``fused``, in a module of its own: Triton finds its language only among a module's globals."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 
