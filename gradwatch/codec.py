@@ -3,7 +3,7 @@
 A record is one event of TensorBoard, with the values below. ``<schema>`` stands for a tuple of sites: 8 hex digits of a hash.
 
 gradwatch/v1/<schema>/<column>    (sites,) float32, for every column of ``moments.COLUMNS``
-gradwatch/v1/<schema>/step        (6,) float64, in the order of ``STEP``
+gradwatch/v1/<schema>/step        (7,) float64, in the order of ``STEP``
 gradwatch/v1/<schema>/schema      JSON: the sites in order, ``columns``, ``step``, ``versions``; once for each schema and file
 gradwatch/v1/findings             JSON: findings that are new or final since the last such value; at most once a step
 
@@ -43,7 +43,7 @@ VERSION = 1
 ROOT = f"{PLUGIN}/v{VERSION}"
 FINDINGS_TAG = f"{ROOT}/findings"
 
-STEP = ("loss", "loss_told", "skipped", "backwards", "full", "clip")
+STEP = ("loss", "loss_told", "skipped", "backwards", "full", "clip", "scale")
 """What is stored of a record beside its rows, by name."""
 
 _ANY_VERSION = re.compile(rf"{PLUGIN}/v(\d+)/")
@@ -130,7 +130,7 @@ class Encoder:
         if f"{schema.root}/schema" not in self._described:
             values.append(self._value(f"{schema.root}/schema", string_tensor(schema.to_json())))
         loss, told = (math.nan, False) if record.loss is None else (record.loss, True)
-        step = np.array([loss, told, record.skipped, record.backwards, record.full, record.clip], np.float64)
+        step = np.array([loss, told, record.skipped, record.backwards, record.full, record.clip, record.scale], np.float64)
         shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(step))])
         tensor = TensorProto(dtype=DT_DOUBLE, tensor_shape=shape, tensor_content=step.tobytes())
         values.append(self._value(f"{schema.root}/step", tensor))
@@ -302,5 +302,5 @@ def _record(step: int, sites: tuple[Site, ...], tensors: dict[str, Any]) -> Reco
     for index, column in enumerate(COLUMNS):
         if column in tensors:
             rows[:, index] = make_ndarray(tensors[column])
-    loss, told, skipped, backwards, full, clip = make_ndarray(tensors["step"]).tolist()
-    return Record(step, sites, rows, loss if told else None, bool(skipped), int(backwards), bool(full), clip)
+    loss, told, skipped, backwards, full, clip, *later = make_ndarray(tensors["step"]).tolist()
+    return Record(step, sites, rows, loss if told else None, bool(skipped), int(backwards), bool(full), clip, *later)

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from gradwatch.detectors import DEFAULT, Detector
 from gradwatch.errors import InvalidSetting, WatchClosed
 from gradwatch.records import KINDS, Finding, Kind, Severity
-from gradwatch.watch import OnFinding, Watch, check_settings
+from gradwatch.settings import OnFinding, check_settings
+from gradwatch.watch import Watch
 from gradwatch.writers import Writer
 
 log = logging.getLogger("gradwatch")

@@ -68,6 +68,7 @@ class Record:
         backwards: Backward passes seen: micro-batches; 0 where activations were not sampled.
         full: Activations, weights and updates were sampled; else parameter gradients only.
         clip: What clipping left of the gradient's total norm, 1 where it left all; NaN where only one side was read.
+        scale: The factor that a loss scaler had put on the gradients, which are recorded without it; NaN where there was none.
     """
 
     step: int
@@ -78,6 +79,7 @@ class Record:
     backwards: int = 0
     full: bool = True
     clip: float = float("nan")
+    scale: float = float("nan")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Record):
@@ -86,7 +88,7 @@ class Record:
             (self.step, self.sites, self.skipped, self.backwards, self.full)
             == (other.step, other.sites, other.skipped, other.backwards, other.full)
             and (self.loss is None) == (other.loss is None)
-            and np.array_equal([self.loss or 0, self.clip], [other.loss or 0, other.clip], equal_nan=True)
+            and np.array_equal([self.loss or 0, self.clip, self.scale], [other.loss or 0, other.clip, other.scale], equal_nan=True)
             and self.rows.shape == other.rows.shape
             and np.array_equal(self.rows, other.rows, equal_nan=True)
         )

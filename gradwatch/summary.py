@@ -45,8 +45,8 @@ def table(history: History, findings: Sequence[Finding]) -> list[tuple[str, ...]
     ]
 
 
-def render(history: History, findings: Sequence[Finding], unseen: Sequence[str] = ()) -> str:
-    """The table, what was found, and what could not be observed, as plain text."""
+def render(history: History, findings: Sequence[Finding], unseen: Sequence[str] = (), remarks: Sequence[str] = ()) -> str:
+    """The table, what was found, what could not be observed, and what else there is to say, as plain text."""
     rows = table(history, findings)
     if not rows:
         return "nothing recorded yet: a record closes at each optimizer step, or at watch.step()"
@@ -64,6 +64,7 @@ def render(history: History, findings: Sequence[Finding], unseen: Sequence[str] 
         lines.append("no loss was told, so that loss_stagnant, loss_unstable and update_ratio were not judged: watch.loss(value)")
     if unseen:
         lines.append(f"not observed (never called, or compiled or scripted): {', '.join(map(printable, unseen))}")
+    lines += remarks
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -96,6 +97,15 @@ def _last_output(sites: Sites) -> int | None:
     return next((index for index in reversed(range(len(sites))) if sites[index].tensor == "activation"), None)
 
 
+@dataclass
+class _Optimizer:
+    """What each of several optimizers has for itself, known by the layers that it trains."""
+
+    layers: set[str]
+    losses: Losses = field(default_factory=Losses)
+    overflows: int = 0
+
+
 class Trends:
     """Running figures of every site, updated record by record.
 
@@ -115,6 +125,7 @@ class Trends:
         losses: What the loss has done, in the steps of the newest record's optimizer: each of several may have a loss of its own.
         output_variance: Variance of the last layer's output in the newest full record; NaN where there is none.
         idle: Backward passes since the start without a single optimizer step; 0 once there was one.
+        overflows: Steps of the newest record's optimizer in a row, up to that record, that were skipped and ``broken``.
         broken: Whether a NaN or an infinity has reached the loss, a parameter or its gradient in the newest record. One that
             reaches neither, such as the -inf of an attention mask, harms nothing.
     """
@@ -128,7 +139,8 @@ class Trends:
         self.full_records = 0
         self.resting = False
         self.losses = Losses()
-        self._losses: list[tuple[set[str], Losses]] = []
+        self.overflows = 0
+        self._optimizers: list[_Optimizer] = []
         self.broken = False
         self.output_variance = math.nan
         self.idle = 0
@@ -139,7 +151,8 @@ class Trends:
 
     def update(self, record: Record) -> None:
         """Takes the newest record."""
-        self.losses = self._losses_of(record.sites)
+        own = self._optimizer_of(record.sites)
+        self.losses = own.losses
         self.losses.take(record.loss)
         self._stepped |= not record.skipped
         self.idle = 0 if self._stepped else self.idle + max(1, record.backwards)
@@ -158,15 +171,16 @@ class Trends:
                 average[where] += (level - average[where]) / length
         else:
             self._take_all(record, where, rms.astype(np.float64))
+        self.overflows = own.overflows = own.overflows + 1 if record.skipped and self.broken else 0
 
-    def _losses_of(self, sites: Sites) -> Losses:
+    def _optimizer_of(self, sites: Sites) -> _Optimizer:
         trained = trained_layers(sites)
-        for layers, losses in self._losses:
-            if not layers.isdisjoint(trained) or not (layers and trained):
-                layers.update(trained)  # parameters may be thawed or added
-                return losses
-        self._losses.append((set(trained), Losses()))
-        return self._losses[-1][1]
+        for optimizer in self._optimizers:
+            if not optimizer.layers.isdisjoint(trained) or not (optimizer.layers and trained):
+                optimizer.layers.update(trained)  # parameters may be thawed or added
+                return optimizer
+        self._optimizers.append(_Optimizer(set(trained)))
+        return self._optimizers[-1]
 
     def _take_output(self, record: Record) -> None:
         last = _last_output(record.sites)

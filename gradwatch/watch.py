@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,12 @@ from gradwatch.errors import GradWatchWarning, InvalidSetting, UnhealthyTraining
 from gradwatch.history import History
 from gradwatch.incidents import group
 from gradwatch.records import Finding, Incident, Record
+from gradwatch.settings import OnFinding, check_settings
 from gradwatch.summary import describe, render
 from gradwatch.writers import Writer
 
 log = logging.getLogger("gradwatch")
 
-OnFinding = Literal["log", "warn", "raise"] | Callable[[Finding], object]
 T = TypeVar("T", Tensor, float)
 
 
@@ -60,7 +60,7 @@ def watch(
         include: Globs over layer names; the parameters of a layer go with it.
         exclude: Globs that take away from it.
         loss_fn: The criterion, where it is a module: its output is recorded as the loss. Else tell ``watch.loss(value)``.
-        scaler: The ``torch.amp.GradScaler`` in use, so that the gradients of activations are recorded unscaled.
+        scaler: The ``torch.amp.GradScaler`` in use, so that gradients are recorded unscaled, and steps that it skips as skipped.
         detectors: What to look for; None: ``gradwatch.detectors.DEFAULT``.
         writers: More writers beside the event file.
         on_finding: ``"log"`` (logger ``gradwatch``, level warning), ``"warn"`` (``GradWatchWarning``), ``"raise"``
@@ -139,6 +139,7 @@ class Watch:
         self._ledger = Ledger(detectors, self._drop_detector)
         self._recorder = Recorder(selection, self._optimizers, every=every, scaler=scaler, first_step=first_step, fail=self.fail)
         self._news: list[Finding] = []
+        self._remarks: list[str] = []
         self._closed = False
         self._attached = contextlib.ExitStack()
         self._attached.callback(self._recorder.close)
@@ -147,6 +148,8 @@ class Watch:
                 self._attached.callback(loss_fn.register_forward_hook(Hook(self._recorder, Recorder.criterion)).remove)
             before = self._before_step if reads_gradients else None
             self._attached.enter_context(on_step(self._optimizers, before, self._after_step))
+            if scaler is not None and reads_gradients:
+                self._attached.enter_context(self._recorder.scaling.observe(self._after_skip))
             self._recorder.open()
         except BaseException:
             self._attached.close()  # a watch that could not be made leaves nothing behind
@@ -236,7 +239,7 @@ class Watch:
 
     def report(self) -> str:
         """A table for people: every layer with its newest figures and its status, what was found, what was not observed."""
-        return render(self.history, self.findings, self._recorder.unseen())
+        return render(self.history, self.findings, self._recorder.unseen(), self._remarks)
 
     def close(self) -> None:
         """Removes every hook, makes the last record final, and closes the writers. Closing twice does nothing."""
@@ -321,6 +324,7 @@ class Watch:
 
     def _before_step(self, optimizer: Optimizer) -> None:
         with self._guard():
+            self._remark(self._recorder.scaling.remark())
             self._recorder.read(optimizer)
 
     def _after_step(self, optimizer: Optimizer) -> None:
@@ -329,6 +333,19 @@ class Watch:
                 self._recorder.overflow(optimizer)
                 self._seal(skipped=False)
         self._announce()
+
+    def _after_skip(self, optimizer: Optimizer) -> None:
+        with self._guard():
+            if optimizer in self._optimizers:
+                self._recorder.read(optimizer)
+                self._seal(skipped=True)
+        self._announce()
+
+    def _remark(self, sentence: str | None) -> None:
+        """Says, once, what the user should know of this way of training; it is no finding, as nothing is wrong with the model."""
+        if sentence is not None and sentence not in self._remarks:
+            self._remarks.append(sentence)
+            log.warning("gradwatch: %s", sentence)
 
     def _seal(self, *, skipped: bool) -> None:
         """Ends the step in progress, once the record before it is final."""
@@ -381,19 +398,3 @@ class Watch:
     def _refuse_closed(self, method: str) -> None:
         if self._closed:
             raise WatchClosed(f"watch.{method}() after watch.close(): make a new watch with gradwatch.watch(...)")
-
-
-def check_settings(every: int, loss_fn: object, on_finding: object) -> None:
-    """Refuses settings of ``watch`` that have no meaning.
-
-    Raises:
-        InvalidSetting: One of them has none.
-    """
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise InvalidSetting(f"every={every!r} is no cadence; give the optimizer steps between full records, at least 1")
-    if loss_fn is not None and not isinstance(loss_fn, nn.Module):
-        raise InvalidSetting(
-            f"loss_fn is a {type(loss_fn).__name__}, whose output cannot be observed; give an nn.Module, or tell watch.loss(value)"
-        )
-    if not callable(on_finding) and on_finding not in ("log", "warn", "raise"):
-        raise InvalidSetting(f"on_finding={on_finding!r}; give 'log', 'warn', 'raise' or a function of the finding")

@@ -25,7 +25,7 @@ GROUPS = (
     ("history",),
     ("codec",),
     ("capture", "distributed", "detectors", "writers"),
-    ("incidents",),
+    ("incidents", "settings"),
     ("summary",),
     ("watch", "trace", "replay"),
     ("testing",),

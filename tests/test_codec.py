@@ -165,7 +165,7 @@ def test_evidence_that_json_has_no_number_for_is_spelt_out():
 def test_the_layout_of_version_1(tmp_path):
     rows = np.arange(3 * len(moments.COLUMNS), dtype=np.float32).reshape(3, -1)
     rows[:, moments.ZEROS] = NAN
-    record = Record(7, FULL, rows, loss=0.25, skipped=True, backwards=2, full=False, clip=0.5)
+    record = Record(7, FULL, rows, loss=0.25, skipped=True, backwards=2, full=False, clip=0.5, scale=1024.0)
     writer = EventFileWriter(tmp_path)
     writer.write(record)
     writer.report(sick(8))
@@ -186,7 +186,7 @@ def test_the_layout_of_version_1(tmp_path):
         stored = make_ndarray(values[f"{root}/{column}"].tensor)
         assert stored.dtype == np.float32
         np.testing.assert_array_equal(stored, rows[:, index])
-    np.testing.assert_array_equal(make_ndarray(values[f"{root}/step"].tensor), [0.25, 1, 1, 2, 0, 0.5])
+    np.testing.assert_array_equal(make_ndarray(values[f"{root}/step"].tensor), [0.25, 1, 1, 2, 0, 0.5, 1024])
     schema = json.loads(values[f"{root}/schema"].tensor.string_val[0])
     assert schema["sites"][1] == {"layer": "fc1.weight", "type": "Linear", "tensor": "parameter_grad", "shape": [3, 2]}
     assert schema["columns"] == list(moments.COLUMNS)

@@ -25,6 +25,7 @@ from gradwatch.capture.elementwise import is_elementwise
 from gradwatch.capture.engine import in_transform, recompute_kind
 from gradwatch.capture.gradients import Gradients
 from gradwatch.capture.hooks import Hook
+from gradwatch.capture.passes import Passes
 from gradwatch.capture.structure import unique_tensors
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
@@ -49,6 +50,7 @@ class Activations:
     Args:
         layers: Canonical name → module, each module once.
         tape: Where measurements go.
+        passes: Which backward passes the record is about.
         fail: Called with an exception of gradwatch's own, which must not reach the training.
 
     Attributes:
@@ -56,10 +58,10 @@ class Activations:
         gradients: Where their gradients arrive.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], tape: Tape, fail: Callable[[Exception], None]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], tape: Tape, passes: Passes, fail: Callable[[Exception], None]) -> None:
         self.layers = dict(layers)
         self.order: dict[str, str] = {}
-        self.gradients = Gradients(tape, fail)
+        self.gradients = Gradients(tape, passes, fail)
         self._tape = tape
         self._report = fail
         self._attached = contextlib.ExitStack()

@@ -113,8 +113,12 @@ class Parts:
     def rest(self) -> Iterator[Tensor]:
         """The sums of passes that did not reach every consumer."""
         sums = [total for _, total in self._sums.values() if total is not None]
-        self._sums.clear()
+        self.clear()
         return iter(sums)
+
+    def clear(self) -> None:
+        """Forgets what has arrived."""
+        self._sums.clear()
 
 
 def full_base(tensor: Tensor) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch.optim import Optimizer
 
@@ -30,15 +30,15 @@ class Cadence:
         self.full = True
         self.prepare(first_step)
 
-    def stepped(self, optimizer: Optimizer | None, step: int) -> None:
-        """Takes which optimizer has stepped, if any, and decides about the step after."""
-        key = id(optimizer)
-        if key in self._sampled:
-            if key in self._last:
-                self._gap[key] = step - self._last[key]
-            self._last[key] = step
-            if self.full:
-                self._sampled[key] = step
+    def stepped(self, optimizers: Iterable[Optimizer], step: int) -> None:
+        """Takes which optimizers have stepped, if any, and decides about the step after."""
+        for key in dict.fromkeys(map(id, optimizers)):
+            if key in self._sampled:
+                if key in self._last:
+                    self._gap[key] = step - self._last[key]
+                self._last[key] = step
+                if self.full:
+                    self._sampled[key] = step
         self.prepare(step + 1)
 
     def prepare(self, step: int) -> None:

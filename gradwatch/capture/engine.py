@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import torch
 from torch import Tensor
+from torch.autograd import Variable
 from torch.utils import checkpoint
 
-# Four private functions of torch tell a recomputation, a functional transform and a backward pass from a plain forward. Where a
+# Private functions of torch tell a recomputation, a functional transform and a backward pass from a plain forward. Where a
 # release lacks one, its question is answered as in a plain loop.
 _interpreters = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
 _graph_task_id = getattr(torch._C, "_current_graph_task_id", None)
+_is_batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", None)
 _top_saved_hooks = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
 
 _REPEATS = {"unpack_hook": "non-reentrant", "backward": "reentrant"}
@@ -22,6 +25,11 @@ _REPEATS = {"unpack_hook": "non-reentrant", "backward": "reentrant"}
 def graph_task() -> int:
     """The number of the backward pass that runs in this thread; -1 outside of one."""
     return int(_graph_task_id()) if _graph_task_id is not None else -1
+
+
+def at_end_of_pass(call: Callable[[], None]) -> None:
+    """Calls a function once the backward pass that runs in this thread is over; what it raises comes out of ``backward()``."""
+    Variable._execution_engine.queue_callback(call)  # DDP and FSDP build on it too
 
 
 def now() -> int:
@@ -37,6 +45,11 @@ def computed_at(tensor: Tensor) -> int | None:
 def in_transform() -> bool:
     """Whether a functional transform (``torch.func.grad``, ``vmap``) is running."""
     return _interpreters is not None and _interpreters() is not None
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a tensor stands for many, as ``torch.autograd.grad(..., is_grads_batched=True)`` hands them through a graph."""
+    return _is_batched is not None and bool(_is_batched(tensor))
 
 
 def recompute_kind() -> str | None:

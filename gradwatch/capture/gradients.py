@@ -15,8 +15,9 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from gradwatch.capture.branches import Inputs, Parts, full_base
-from gradwatch.capture.engine import graph_task
+from gradwatch.capture.engine import graph_task, is_batched
 from gradwatch.capture.hooks import Hook
+from gradwatch.capture.passes import Kind, Passes
 from gradwatch.capture.structure import unique_tensors
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
@@ -30,15 +31,18 @@ class Gradients:
 
     Args:
         tape: Where measurements go.
+        passes: Which backward passes the record is about.
         fail: Called with an exception of gradwatch's own, which must not reach the training.
 
     Attributes:
         listening: Whether what arrives is measured; tensors of earlier steps may still carry hooks.
     """
 
-    def __init__(self, tape: Tape, fail: Callable[[Exception], None]) -> None:
+    def __init__(self, tape: Tape, passes: Passes, fail: Callable[[Exception], None]) -> None:
         self.listening = False
         self._tape = tape
+        self._passes = passes
+        self._highest = Kind.ELSEWHERE
         self._report = fail
         self._begins: Callable[[], None] | None = None
         self._leaves: list[RemovableHandle] = []
@@ -61,7 +65,7 @@ class Gradients:
             given: The arguments of the call that returned the tensor, in any structure; None where they are not known.
             also: Called with each gradient.
         """
-        bound = site, graph_task(), also
+        bound = site, self._enclosing(), also
         base = full_base(tensor)
         if base is None:
             self._hook(tensor, Hook(self, Gradients._arrived, *bound))
@@ -84,7 +88,7 @@ class Gradients:
         """
         for index, consumers in inputs.consumers(nodes).items():
             parts = Parts(len(consumers))
-            bound = site, graph_task(), also if index == 0 else None
+            bound = site, self._enclosing(), also if index == 0 else None
             for node, number, shape in consumers:
                 node.register_hook(Hook(self, Gradients._handed_back, parts, number, shape, *bound))
 
@@ -94,6 +98,8 @@ class Gradients:
             for total in parts.rest():
                 self._tape.add(site, total)
         self.release()
+        self._passes.clear()
+        self._highest = Kind.ELSEWHERE
 
     def release(self) -> None:
         """Removes the hooks on tensors that outlive a step: a module may return one of its own parameters."""
@@ -101,6 +107,27 @@ class Gradients:
             handle.remove()
         self._leaves.clear()
         self._unfinished.clear()
+
+    def _enclosing(self) -> int:
+        """The backward pass in which a graph is being built, -1 where there is none."""
+        task = graph_task()
+        if task != -1:
+            self._passes.kind()  # which can be told only while it is the one that runs
+        return task
+
+    def _counts(self, outer: int) -> bool:
+        """Whether the record is about the pass that is running, as far as is known by now."""
+        kind = self._passes.kind(outer)
+        if kind is Kind.ELSEWHERE or kind < self._highest:
+            return False
+        if kind > self._highest:
+            if self._highest is not Kind.ELSEWHERE:
+                self._tape.forget(("activation_grad", "input_grad"))
+                for parts in self._unfinished:
+                    parts.clear()
+                self._unfinished.clear()
+            self._highest = kind
+        return True
 
     def _hook(self, tensor: Tensor, hook: Hook) -> None:
         if not tensor.is_leaf:
@@ -112,7 +139,9 @@ class Gradients:
     def _arrived(self, site: Site, outer: int, also: Also | None, grad: Tensor | None) -> None:
         if grad is None or not self.listening:  # None: an unused output of an operation with several
             return
-        if graph_task() not in self._tape.graph_tasks and self._begins is not None:
+        if is_batched(grad) or not self._counts(outer):
+            return
+        if graph_task() not in self._tape.graph_tasks and self._begins is not None and self._highest is Kind.ACCUMULATES:
             self._begins()
         self._tape.graph_tasks[graph_task()] = outer
         self._tape.add(site, grad)
@@ -138,8 +167,12 @@ class Gradients:
         grads: tuple[Tensor | None, ...],
         _: Any,
     ) -> None:
+        if not self.listening or not self._counts(outer):
+            return
         part = grads[number]
         if part is not None:
+            if is_batched(part):
+                return
             part = part.detach() if shape is None else part.detach().reshape(shape)
         self._arrived(site, outer, also, parts.add(graph_task(), part))
         if parts:

@@ -14,6 +14,8 @@ from gradwatch.records import Site
 
 ORDER = ("activation", "activation_grad", "input_grad")
 
+_Key = tuple[bool, bool, tuple[str, ...]]
+
 
 class Layout:
     """Puts the measurements of a record in order: layer by layer as forward reaches them, each with its parameters.
@@ -27,7 +29,7 @@ class Layout:
         self._activations = activations
         self._parameters = parameters
         self._met: set[Site] = set()
-        self._cache: dict[tuple[bool, tuple[str, ...]], _Places] = {}
+        self._cache: dict[_Key, _Places] = {}
 
     def arrange(
         self,
@@ -37,6 +39,7 @@ class Layout:
         trainable: Sequence[str],
         *,
         full: bool,
+        graded: bool,
     ) -> tuple[tuple[Site, ...], Array]:
         """Merges the rows of each site and orders them.
 
@@ -46,11 +49,13 @@ class Layout:
             notes: (site, column) → share.
             trainable: The parameters that the record is about; those without a measurement got no gradient.
             full: Whether activations and weights were sampled.
+            graded: Whether anybody knows the parameters' gradients; else the record says nothing of them, not even that there
+                are none.
 
         Returns:
             The record's sites, and their rows.
         """
-        key = full, tuple(trainable)
+        key = full, graded, tuple(trainable)
         places = self._cache.get(key)
         if places is None or places.measured != sites:  # the sites of most records are the same objects, compared by identity
             places = self._places(sites, key)
@@ -63,15 +68,15 @@ class Layout:
                 merged[index, column] = share
         return places.ordered, merged
 
-    def _places(self, sites: Sequence[Site], key: tuple[bool, tuple[str, ...]]) -> _Places:
+    def _places(self, sites: Sequence[Site], key: _Key) -> _Places:
         fresh = {site for site in sites if site.tensor in ORDER or _is_unregistered(site)} - self._met
         if fresh:
             self._met |= fresh
             self._cache.clear()
         old = self._cache.get(key)
-        full, trainable = key
+        full, graded, trainable = key
         # Whoever remembers something of a tuple of sites knows it by its identity.
-        ordered = self._sites(trainable, full=full) if old is None else old.ordered
+        ordered = self._sites(trainable, full=full, graded=graded) if old is None else old.ordered
         if len(self._cache) >= 64:  # parameters that are frozen and thawed at random
             self._cache.clear()
         self._cache[key] = _Places(sites, ordered)
@@ -82,7 +87,7 @@ class Layout:
         seen = {site.layer for site in self._met}
         return [layer for layer in self._activations.layers if layer not in seen]
 
-    def _sites(self, trainable: Sequence[str], *, full: bool) -> tuple[Site, ...]:
+    def _sites(self, trainable: Sequence[str], *, full: bool, graded: bool) -> tuple[Site, ...]:
         own: dict[str, list[str]] = {}
         for name in trainable:
             own.setdefault(names.owner(name), []).append(name)
@@ -91,9 +96,9 @@ class Layout:
             if full:
                 candidates = (Site(layer, tensor, kind) for tensor in ORDER)  # type: ignore[arg-type]  # ORDER is of TensorName
                 ordered += [site for site in candidates if site in self._met]
-            ordered += self._parameters.sites(own.pop(layer, ()), full=full)
+            ordered += self._parameters.sites(own.pop(layer, ()), full=full, graded=graded)
         for rest in own.values():
-            ordered += self._parameters.sites(rest, full=full)
+            ordered += self._parameters.sites(rest, full=full, graded=graded)
         if full:
             ordered += sorted(filter(_is_unregistered, self._met), key=lambda site: (site.layer, site.tensor))
         return tuple(ordered)

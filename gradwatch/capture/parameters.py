@@ -48,30 +48,43 @@ class Parameters:
         """Those of the names whose parameter asks for a gradient now."""
         return [name for name in names if self.named[name].requires_grad]
 
-    def sites(self, names: Iterable[str], *, full: bool) -> list[Site]:
-        """The sites of a record about these parameters, in their order."""
-        return [site for name in names for site in (self._sites[name] if full else self._sites[name][1:2])]
+    def sites(self, names: Iterable[str], *, full: bool, graded: bool) -> list[Site]:
+        """The sites of a record about these parameters, in their order.
 
-    def read_gradients(self, names: Iterable[str], *, full: bool) -> None:
-        """Measures ``.grad`` where there is one: all moments in a full record, else the norm, in one pass."""
+        Args:
+            names: The parameters.
+            full: Whether weights and updates were sampled.
+            graded: Whether their gradients could be read.
+        """
+        chosen = slice(0 if full else 1, 3 if full else 2) if graded else slice(0, 3 if full else 0, 2)
+        return [site for name in names for site in self._sites[name][chosen]]
+
+    def read_gradients(self, names: Iterable[str], tape: Tape, divided_by: Tensor | None = None, *, full: bool) -> None:
+        """Measures ``.grad`` where there is one: all moments in a full record, else the norm, in one pass.
+
+        Args:
+            names: The parameters.
+            tape: Where measurements go.
+            divided_by: What a loss scaler has divided these gradients by since the last backward pass began, shape ().
+            full: Whether the record is a full one.
+        """
         grads = {name: grad for name in names if (grad := self.named[name].grad) is not None}
         if full:
             for name, grad in grads.items():
-                self.tape.add(self._sites[name][1], grad)
-            self._note_silent_rows(grads)
-            self._note_leftover(grads)
+                tape.add(self._sites[name][1], grad)
+            self._note_leftover(grads, tape, divided_by)
         elif grads:
-            self._read_norms(grads)
+            self._read_norms(grads, tape)
 
-    def _read_norms(self, grads: dict[str, Tensor]) -> None:
+    def _read_norms(self, grads: dict[str, Tensor], tape: Tape) -> None:
         plain = {name: grad for name, grad in grads.items() if grad.layout == torch.strided and not grad.is_complex()}
         norms = dict(zip(plain, foreach_norm(list(plain.values())), strict=True)) if plain else {}
         unsafe = _unsafe(plain, norms)
         for name, grad in grads.items():
             if name not in plain or name in unsafe:
                 norms.pop(name, None)
-                self.tape.add(self._sites[name][1], grad)
-        self.tape.add_norms([self._sites[name][1] for name in norms], [plain[name].numel() for name in norms], list(norms.values()))
+                tape.add(self._sites[name][1], grad)
+        tape.add_norms([self._sites[name][1] for name in norms], [plain[name].numel() for name in norms], list(norms.values()))
 
     def read_leftover(self) -> None:
         """Measures what ``.grad`` holds when a backward pass begins: of several before a parameter's step the least counts.
@@ -85,21 +98,26 @@ class Parameters:
             before = self._leftover.get(name, now)
             self._leftover[name] = None if now is None or before is None else torch.minimum(before, now)
 
-    def _note_leftover(self, grads: dict[str, Tensor]) -> None:
+    def _note_leftover(self, grads: dict[str, Tensor], tape: Tape, divided_by: Tensor | None) -> None:
         told = {name: self._leftover.pop(name) for name in grads if name in self._leftover and grads[name].numel()}
         for name, now in self.norms(told).items():
             left = told[name]
-            self.tape.note(self._sites[name][1], moments.STALE, torch.zeros_like(now) if left is None else left / now)
+            share = torch.zeros_like(now) if left is None else left / now
+            tape.note(self._sites[name][1], moments.STALE, share if divided_by is None else share / divided_by)
 
-    def _note_silent_rows(self, grads: dict[str, Tensor]) -> None:
-        for name, grad in grads.items():
-            if name not in self._biases or not units.observable_rows(grad):
+    def note_silent_rows(self, names: Iterable[str]) -> None:
+        """Notes which rows of the gradients are exactly zero, clipped or not."""
+        for name in names:
+            grad = self.named[name].grad
+            if name not in self._biases or grad is None or not units.observable_rows(grad):
                 continue
             awake = units.awake_units(grad, 0)
-            beside = self._biases[name]
-            bias = None if beside is None else grads.get(beside)
+            beside = self.named.get(self._biases[name] or "")
+            bias = None if beside is None else beside.grad
             if bias is not None and bias.shape == awake.shape:  # a layer behind silent ones has awake units and no input
                 awake = awake | (bias != 0)
+            elif beside is not None and beside.requires_grad and bias is None:
+                continue  # an optimizer that steps within the backward pass has used it up, or will get it later
             self._silent.saw(name, awake)
 
     def end_record(self) -> None:
@@ -111,14 +129,6 @@ class Parameters:
         """The Euclidean norm of each gradient that there is, shape ()."""
         grads = {name: g for name in names if (g := self.named[name].grad) is not None and g.layout == torch.strided}
         return dict(zip(grads, foreach_norm(list(grads.values())), strict=True)) if grads else {}
-
-    def share_left(self, before: Mapping[str, Tensor], names: Iterable[str]) -> Tensor | None:
-        """What clipping left of the norm of these gradients together, whose norms were ``before``; shape (), None without any."""
-        now = self.norms(name for name in names if name in before)
-        if not now:
-            return None
-        norm, norm_before = _total(now.values()), _total(before[name] for name in now)
-        return torch.where(norm_before == 0, torch.ones_like(norm), norm / norm_before)
 
     def remember(self, names: Iterable[str]) -> None:
         """Keeps a copy of the weights, until ``read_updates`` compares them."""
@@ -165,9 +175,3 @@ def _unsafe(grads: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> set[str
     values = torch.stack([norms[name] for name in names])
     safe = (values > moments.SAFE_NORM[0]) & (values < moments.SAFE_NORM[1])
     return {name for name, good in zip(names, safe.tolist(), strict=True) if not good}
-
-
-def _total(norms: Iterable[Tensor]) -> Tensor:
-    each = list(norms)
-    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(each[0].device) for norm in each]).double())
-    return total

@@ -22,6 +22,9 @@ from gradwatch.capture.engine import computed_at, in_transform, now
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.layout import Layout
 from gradwatch.capture.parameters import Parameters
+from gradwatch.capture.passes import Passes
+from gradwatch.capture.reading import Reading
+from gradwatch.capture.scaling import Scaling
 from gradwatch.capture.selection import Selection, held
 from gradwatch.capture.transfer import Tape, Transfer
 from gradwatch.capture.unowned import Unowned
@@ -34,10 +37,12 @@ class _Sealed:
 
     step: int
     trainable: list[str]
+    graded: bool
     full: bool
     skipped: bool
     measured: Transfer
     closed: int  # nodes of the autograd graph from this number on are of a later step
+    scaled: set[str]  # the parameters whose gradients carried the factor of a loss scaler when they were read
     losses: list[Tensor] = field(default_factory=list)
 
     def record(self, layout: Layout) -> Record:
@@ -46,11 +51,14 @@ class _Sealed:
         losses = told or self.measured.scalars("criterion")
         clips = self.measured.scalars("clip")
         sites, rows = self.measured.rows()
-        for factor, tensors in (("scale", ("activation_grad", "input_grad")), ("gradient_scale", ("parameter_grad",))):
-            for scale in self.measured.scalars(factor)[-1:]:
-                scaled = [site.tensor in tensors for site in sites]
-                rows[scaled, moments.MEAN : moments.MAX + 1] /= scale
-        ordered, merged = layout.arrange(sites, rows, self.measured.notes(), self.trainable, full=self.full)
+        scales = self.measured.scalars("scale")
+        if scales:
+            scaled = [
+                site.tensor in ("activation_grad", "input_grad") or (site.tensor == "parameter_grad" and site.layer in self.scaled)
+                for site in sites
+            ]
+            rows[scaled, moments.MEAN : moments.MAX + 1] /= scales[-1]
+        ordered, merged = layout.arrange(sites, rows, self.measured.notes(), self.trainable, full=self.full, graded=self.graded)
         return Record(
             self.step,
             ordered,
@@ -60,6 +68,7 @@ class _Sealed:
             backwards=self.measured.backwards,
             full=self.full,
             clip=clips[-1] if clips else float("nan"),
+            scale=scales[-1] if scales else float("nan"),
         )
 
 
@@ -80,6 +89,7 @@ class Recorder:
     Attributes:
         layers: Canonical name → module, of the layers whose activations are observed.
         step: The number of the step in progress.
+        scaling: What the scaler does.
     """
 
     def __init__(
@@ -94,20 +104,19 @@ class Recorder:
     ) -> None:
         self.layers = selection.layers
         self.step = first_step
-        self._optimizers, self._every, self._scaler, self._report = optimizers, every, scaler, fail
+        self.scaling = Scaling(scaler)
+        self._optimizers, self._every, self._report = optimizers, every, fail
         self._cadence = Cadence(optimizers, every, first_step)
         self._tape = Tape()
-        self._activations = Activations(selection.layers, self._tape, fail)
+        self._activations = Activations(selection.layers, self._tape, Passes(selection.owned), fail)
         self._parameters = Parameters(selection.parameters, selection.types, self._tape)
+        self._reading = Reading(self._parameters, optimizers, self.scaling, self._tape, fail)
         self._activations.gradients.on_backward(self._parameters.read_leftover)
         self._root = selection.root
         self._unowned = Unowned([*selection.owned, *(tensor for optimizer in optimizers for tensor in held(optimizer))], self._tape)
         self._root_hooks = contextlib.ExitStack()
         self._looking = False
         self._layout = Layout(self._activations, self._parameters)
-        self._trainable: list[str] | None = None  # the parameters of the step in progress, once its gradients were read
-        self._unclipped: dict[str, Tensor] | None = None  # the norms that before_clip() read
-        self._stepping: Optimizer | None = None
         self._sealed: _Sealed | None = None
         self._loss_follows: bool | None = None
 
@@ -143,6 +152,7 @@ class Recorder:
         """Takes the hooks off and lets go of all copies of weights. What was sealed can still be finished."""
         self.pause()
         self._parameters.forget()
+        self._reading.close()
 
     def _enter(self, _module: nn.Module, _args: Any) -> None:
         self._unowned.enter()
@@ -156,7 +166,7 @@ class Recorder:
     @property
     def begun(self) -> bool:
         """Whether gradients of the step in progress were read."""
-        return self._trainable is not None
+        return self._reading.trainable is not None
 
     @property
     def measured(self) -> bool:
@@ -165,23 +175,22 @@ class Recorder:
 
     def read(self, optimizer: Optimizer | None) -> None:
         """Reads gradients, possibly several times a step, and in a full record the weights before the update."""
-        self._trainable = self._parameters.trainable(self._concerned(optimizer))
-        self._stepping = optimizer
-        if self._unclipped is None:
-            self._parameters.read_gradients(self._trainable, full=self._full)
-        elif (left := self._parameters.share_left(self._unclipped, self._trainable)) is not None:
-            self._tape.add_scalar("clip", left)
+        self._take_weights(self._reading.read(optimizer, full=self._full), moving=optimizer is not None)
+
+    def _read_rest(self) -> None:
+        if self._reading.within:
+            self._take_weights(self._reading.read_rest(full=self._full), moving=True)
+
+    def _take_weights(self, names: list[str], *, moving: bool) -> None:
         if self._full:
+            self._parameters.note_silent_rows(names)
             self._unowned.read()
-            if optimizer is not None:
-                self._parameters.remember(self._trainable)
-        self._note_scale(optimizer)
+            if moving:
+                self._parameters.remember(names)
 
     def before_clip(self) -> None:
-        """Reads gradients that are about to be clipped: the next ``read`` then only compares the norms that it finds."""
-        self._unclipped = None
-        self.read(None)
-        self._unclipped = self._parameters.norms(self._trainable or ())
+        """Reads gradients that are about to be clipped: the next ``read`` of them then only compares the norms that it finds."""
+        self._reading.before_clip(full=self._full)
 
     def tap(self, name: str, tensor: Tensor) -> None:
         """Observes a tensor that no module returns, and its gradient."""
@@ -221,41 +230,23 @@ class Recorder:
     def _full(self) -> bool:
         return self._cadence.full
 
-    def _note_scale(self, optimizer: Optimizer | None) -> None:
-        """Notes the factor that the scaler has put on the gradients, before ``scaler.update()`` changes it in place."""
-        scale = getattr(self._scaler, "_scale", None)  # get_scale() would wait for the device
-        if scale is None or not self._scaler.is_enabled():
-            return
-        scale = scale.detach().reshape(()).clone()
-        self._tape.add_scalar("scale", scale)
-        # A fused optimizer unscales while it steps, unless that was done before: then the scaler tells it None.
-        if getattr(optimizer, "_step_supports_amp_scaling", False) and getattr(optimizer, "grad_scale", scale) is not None:
-            self._tape.add_scalar("gradient_scale", scale)
-
-    def _concerned(self, optimizer: Optimizer | None) -> list[str]:
-        """The parameters that a step of the optimizer is about: its own, and those that none holds."""
-        named = self._parameters.named
-        others = [other for other in self._optimizers if other is not optimizer]
-        if optimizer is None or not others:
-            return list(named)
-        foreign = {id(tensor) for other in others for tensor in held(other)} - set(map(id, held(optimizer)))
-        return [name for name, tensor in named.items() if id(tensor) not in foreign]
-
     # -------------------------------------------------------------- the end of a step
 
     def seal(self, *, skipped: bool) -> None:
         """Ends the step in progress: its measurements start to travel, and the next step begins. The one before is finished."""
-        for part in (self._parameters.read_updates, self._activations.end_record, self._parameters.end_record):
+        for part in (self._read_rest, self._parameters.read_updates, self._activations.end_record, self._parameters.end_record):
             try:
                 part()
             except Exception as error:  # noqa: BLE001  # where one of them fails, the step ends all the same
                 self.fail(error)
         self._parameters.forget()
-        self._sealed = _Sealed(self.step, self._trainable or [], self._full, skipped, self._tape.take(), now())
-        self._cadence.stepped(self._stepping, self.step)
+        read = self._reading
+        self._sealed = _Sealed(
+            self.step, read.trainable or [], read.graded, self._full, skipped, self._tape.take(), now(), read.scaled
+        )
+        self._cadence.stepped(read.stepping, self.step)
         self.step += 1
-        self._stepping = None
-        self._trainable, self._unclipped = None, None
+        self._reading.end()
         self.open()
 
     def finish(self) -> Record | None:

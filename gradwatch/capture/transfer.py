@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradwatch import moments
 from gradwatch.moments import Array, Copied, Parts, Pieces
-from gradwatch.records import Site
+from gradwatch.records import Site, TensorName
 
 MAX_ROWS = 100_000
 """Measurements after which a record folds what it has: a loop that calls a watched model without ever stepping keeps 0-dimensional
@@ -69,6 +69,32 @@ class Tape:
     def add_scalar(self, name: str, value: Tensor) -> None:
         """Takes a 0-dimensional tensor, such as a loss. Several values of a name are kept apart."""
         self._scalars[name].append(value)
+
+    def absorb(self, other: Tape) -> None:
+        """Takes over what another tape holds."""
+        for device, measured in other._measured.items():
+            self._measured[device] += measured
+        for device, notes in other._notes.items():
+            self._notes[device] += notes
+        for name, values in other._scalars.items():
+            self._scalars[name] += values
+        self._norms += other._norms
+        self._folded += other._folded
+        self._copied += other._copied
+        other.__init__()  # type: ignore[misc]  # an empty tape is a new tape
+
+    def forget(self, tensors: Collection[TensorName]) -> None:
+        """Drops all that was measured of these tensors, and the backward passes that were seen."""
+        for measured in self._measured.values():
+            known = list(measured)  # another thread may add to it
+            measured[: len(known)] = [entry for entry in known if entry[0].tensor not in tensors]
+        for notes in self._notes.values():
+            noted = list(notes)
+            notes[: len(noted)] = [note for note in noted if note[0].tensor not in tensors]
+        for index, (sites, rows) in enumerate(self._folded):
+            kept = [place for place, site in enumerate(sites) if site.tensor not in tensors]
+            self._folded[index] = [sites[place] for place in kept], rows[kept]
+        self.graph_tasks.clear()
 
     def _fold(self) -> None:
         measured = Transfer(self)

@@ -9,7 +9,7 @@ from gradwatch.detectors.default import DEFAULT
 from gradwatch.detectors.exploding_gradient import ExplodingGradient, ExplodingOverDepth, ExplodingOverTime
 from gradwatch.detectors.loss_stagnant import LossStagnant
 from gradwatch.detectors.loss_unstable import LossUnstable
-from gradwatch.detectors.non_finite import NonFinite
+from gradwatch.detectors.non_finite import NonFinite, Overflow
 from gradwatch.detectors.not_updated import NeverStepped, NotUpdated
 from gradwatch.detectors.saturated import Saturated
 from gradwatch.detectors.settings import fit, read, write
@@ -36,6 +36,7 @@ __all__ = [
     "News",
     "NonFinite",
     "NotUpdated",
+    "Overflow",
     "Saturated",
     "StaleGradient",
     "Symmetry",

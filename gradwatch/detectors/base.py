@@ -221,7 +221,8 @@ class Example:
         deviations: Layer → standard deviation of its tensors, all steps alike; not measured where it is not named.
         shapes: Layer → shape of the parameter; a matrix where it is not named.
         types: Layer → type of the module; ``"Linear"`` where it is not named.
-        skipped: Whether no step is taken.
+        scales: The loss scaler's factor per step; empty: there is none.
+        skipped: Whether no step is taken: throughout, or per step.
     """
 
     rms: Mapping[tuple[str, TensorName], Sequence[float | None]]
@@ -230,7 +231,8 @@ class Example:
     deviations: Mapping[str, float] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
-    skipped: bool = False
+    scales: Sequence[float] = ()
+    skipped: bool | Sequence[bool] = False
 
     def records(self) -> Iterator[Record]:
         """The run's records, one per step."""
@@ -248,7 +250,14 @@ class Example:
             for (layer, column), shares in self.shares.items():
                 index = next(index for index, site in enumerate(sites) if site.layer == layer)
                 rows[index, moments.COLUMNS.index(column)] = shares[step]
-            yield Record(step, sites, rows, self.losses[step] if self.losses else None, skipped=self.skipped)
+            yield Record(
+                step,
+                sites,
+                rows,
+                self.losses[step] if self.losses else None,
+                skipped=self.skipped if isinstance(self.skipped, bool) else self.skipped[step],
+                scale=self.scales[step] if self.scales else np.nan,
+            )
 
     def history(self) -> Iterator[History]:
         """The history after each step, as a detector sees it."""

@@ -8,7 +8,7 @@ from gradwatch.detectors.dead_units import DeadUnits
 from gradwatch.detectors.exploding_gradient import ExplodingGradient, ExplodingOverDepth, ExplodingOverTime
 from gradwatch.detectors.loss_stagnant import LossStagnant
 from gradwatch.detectors.loss_unstable import LossUnstable
-from gradwatch.detectors.non_finite import NonFinite
+from gradwatch.detectors.non_finite import NonFinite, Overflow
 from gradwatch.detectors.not_updated import NeverStepped, NotUpdated
 from gradwatch.detectors.saturated import Saturated
 from gradwatch.detectors.stale_gradient import StaleGradient
@@ -18,6 +18,7 @@ from gradwatch.detectors.zero_gradient import ZeroGradient
 
 DEFAULT: tuple[Detector, ...] = (
     NonFinite(),
+    Overflow(),
     ExplodingGradient(),
     ExplodingOverDepth(),
     ExplodingOverTime(),

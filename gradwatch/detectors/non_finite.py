@@ -1,9 +1,10 @@
 """A NaN or an infinity: where it came from.
 
-What it is mistaken for: an overflow under loss scaling, which the scaler answers by skipping the step. Such a record is marked
-``skipped`` and not judged. A NaN spreads: downstream through forward, upstream through backward, and one step later through every
-weight. The origin is therefore sought in the order in which a step computes: the first output in forward order; else the loss;
-else, among the gradients, the one nearest to the loss, since a gradient is computed from those after it.
+What it is mistaken for: an overflow under loss scaling, which the scaler answers by skipping the step and by a smaller factor.
+Such a record is marked ``skipped``: a scaler begins with some, and has one now and then when it tries a larger factor. They are
+reported only where no factor helps. A NaN spreads: downstream through forward, upstream through backward, and one step later
+through every weight. The origin is therefore sought in the order in which a step computes: the first output in forward order;
+else the loss; else, among the gradients, the one nearest to the loss, since a gradient is computed from those after it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ ADVICE = {
     ),
     "weight": "The update itself was not finite: look at the optimizer's epsilon and at the learning rate.",
 }
+
+OVERFLOW = (
+    "The scaler skips these steps without a word, and the network learns nothing from them. Find what is not finite before it is "
+    "scaled: watch with every=1, or torch.autograd.detect_anomaly. Then keep that layer in float32 (torch.autocast(..., "
+    "enabled=False) around it), or train in bfloat16, which has the range of float32 and needs no scaler (Kalamkar et al. 2019). "
+)
 
 UNSAMPLED = (
     "Look at the batch of this step first, and run it again with gradwatch.watch(..., every=1) or gradwatch.trace, which name the "
@@ -92,6 +99,82 @@ class NonFinite(Judgement):
             {"elements": elements, "loss": float("nan") if record.loss is None else record.loss},
             f"{thing[where]} became NaN or infinite at step {record.step}; {known}",
             ADVICE[where] if record.full else UNSAMPLED + ADVICE[where],
+        )
+
+
+@dataclass(frozen=True)
+class Overflow(Judgement):
+    """Steps that are skipped since gradients are not finite, for a reason that no loss scale removes.
+
+    Attributes:
+        floor: A factor of the loss scaler under which an overflow is none of its doing. One that starts at 65536 gets there by 21
+            halvings; PyTorch's documentation of GradScaler calls a factor below 1 a sign that something is wrong, and what needs
+            1/16 has gradients of a million without any factor.
+        repeats: Skipped steps in a row whose very loss is not finite, which is never scaled: not a bad batch any more.
+        passes: Backward passes without a single step where no factor is known; of 65536 no power of two is left after 17.
+        release: 2000 records: the default interval in which a scaler tries a larger factor. What recurs within it is the same.
+    """
+
+    release: int = 2000
+    floor: float = 2.0**-4
+    repeats: int = 5
+    passes: int = 32
+
+    reads_skipped: ClassVar[bool] = True
+    reads_broken: ClassVar[bool] = True
+    WIDER: ClassVar = {"floor": 0.5, "repeats": 2, "passes": 2}
+    EXAMPLES: ClassVar = {
+        "healthy: the factor is found, and a larger one tried": Example(
+            {("a.weight", "parameter_grad"): [float("inf")] * 9 + [1.0] * 20 + [float("inf")] + [1.0] * 9},
+            losses=[1.0] * 39,
+            scales=[2.0 ** (16 - step) for step in range(9)] + [2.0**7] * 20 + [2.0**8] + [2.0**7] * 9,
+            skipped=[True] * 9 + [False] * 20 + [True] + [False] * 9,
+        ),
+        "healthy: a batch with a NaN now and then": Example(
+            {("a.weight", "parameter_grad"): ([float("nan")] + [1.0] * 9) * 5},
+            losses=([float("nan")] + [1.0] * 9) * 5,
+            scales=[2.0 ** (16 - step // 10) for step in range(50)],
+            skipped=([True] + [False] * 9) * 5,
+        ),
+        "sick: no factor is small enough": Example(
+            {("a.weight", "parameter_grad"): [float("inf")] * 40},
+            losses=[1.0] * 40,
+            scales=[2.0 ** (16 - step) for step in range(40)],
+            skipped=True,
+        ),
+        "sick: the loss itself": Example(
+            {("a.weight", "parameter_grad"): [float("nan")] * 10},
+            losses=[float("nan")] * 10,
+            scales=[2.0 ** (16 - step) for step in range(10)],
+            skipped=True,
+        ),
+    }
+
+    def __call__(self, history: History) -> Iterator[Finding]:
+        """Yields the origin, where the newest record is of a step that was skipped and no loss scale would have helped."""
+        record, trends = history[-1], history.trends
+        if not trends.overflows:
+            return
+        if record.loss is not None and not np.isfinite(record.loss):
+            if trends.overflows < self.repeats:
+                return
+            why = "though the loss is never scaled, it is not finite either"
+        elif record.scale < self.floor:
+            why = f"although the loss scale has fallen to {record.scale:.1e}"
+        elif np.isnan(record.scale) and trends.idle >= self.passes:
+            why = f"in each of {trends.idle} backward passes so far"
+        else:
+            return
+        layer, where, elements = _origin(history)
+        yield Finding(
+            "non_finite",
+            layer,
+            record.step,
+            record.step,
+            "critical",
+            {"skipped_in_a_row": trends.overflows, "scale": record.scale, "elements": elements},
+            f"gradients overflow and the step is skipped, {why}",
+            OVERFLOW + ADVICE[where],
         )
 
 

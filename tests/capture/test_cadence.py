@@ -14,7 +14,7 @@ def sampled(turns, every, steps=120):
         name = turns[step % len(turns)]
         if cadence.full:
             found[name].append(step)
-        cadence.stepped(optimizers[name], step)
+        cadence.stepped([optimizers[name]], step)
     return found
 
 
