@@ -1,19 +1,24 @@
-"""Which settings of a watch have a meaning."""
+"""What a user may ask of a watch: which settings have a meaning, and what becomes of a finding."""
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
-from gradwatch.errors import InvalidSetting
+from gradwatch.errors import GradWatchWarning, InvalidSetting, UnhealthyTraining
 from gradwatch.records import Finding
+from gradwatch.summary import describe
+
+log = logging.getLogger("gradwatch")
 
 OnFinding = Literal["log", "warn", "raise"] | Callable[[Finding], object]
 
 
-def check_settings(every: int, loss_fn: object, on_finding: object) -> None:
+def check_settings(every: int, loss_fn: object, on_finding: object, scaler: Any = None) -> None:
     """Refuses settings of ``watch`` that have no meaning.
 
     Raises:
@@ -25,5 +30,24 @@ def check_settings(every: int, loss_fn: object, on_finding: object) -> None:
         raise InvalidSetting(
             f"loss_fn is a {type(loss_fn).__name__}, whose output cannot be observed; give an nn.Module, or tell watch.loss(value)"
         )
+    if scaler is not None and not (hasattr(scaler, "step") and hasattr(scaler, "is_enabled")):
+        raise InvalidSetting(f"scaler is a {type(scaler).__name__}; give the torch.amp.GradScaler that scales the loss")
     if not callable(on_finding) and on_finding not in ("log", "warn", "raise"):
         raise InvalidSetting(f"on_finding={on_finding!r}; give 'log', 'warn', 'raise' or a function of the finding")
+
+
+def act(finding: Finding, on_finding: OnFinding) -> None:
+    """Does with a finding what the user asked for; what this raises is meant to reach the training.
+
+    Raises:
+        UnhealthyTraining: The user asked for that.
+    """
+    text = f"gradwatch: {describe(finding)}"
+    if callable(on_finding):
+        on_finding(finding)
+    elif on_finding == "log":
+        log.warning("%s", text)
+    elif on_finding == "warn":
+        warnings.warn(text, GradWatchWarning, stacklevel=3)
+    else:
+        raise UnhealthyTraining(finding)

@@ -21,12 +21,12 @@ from gradwatch.capture.hooks import Hook
 from gradwatch.capture.recorder import Recorder
 from gradwatch.capture.selection import listed, select, strangers
 from gradwatch.detectors import DEFAULT, Detector, Ledger, name_of
-from gradwatch.errors import GradWatchWarning, InvalidSetting, UnhealthyTraining, WatchClosed
+from gradwatch.errors import GradWatchWarning, InvalidSetting, WatchClosed
 from gradwatch.history import History
 from gradwatch.incidents import group
 from gradwatch.records import Finding, Incident, Record
-from gradwatch.settings import OnFinding, check_settings
-from gradwatch.summary import describe, render
+from gradwatch.settings import OnFinding, act, check_settings
+from gradwatch.summary import render
 from gradwatch.writers import Writer
 
 log = logging.getLogger("gradwatch")
@@ -78,7 +78,7 @@ def watch(
     Warns:
         GradWatchWarning: An optimizer holds none of the model's parameters. Its steps are recorded all the same.
     """
-    check_settings(every, loss_fn, on_finding)
+    check_settings(every, loss_fn, on_finding, scaler)
     if not isinstance(model, (nn.Module, Mapping)):
         raise InvalidSetting(f"the model is a {type(model).__name__}; give an nn.Module, or a mapping of names to leaf tensors")
     optimizers = listed(optimizer)
@@ -370,16 +370,7 @@ class Watch:
     def _announce(self) -> None:
         """Acts on new findings as the user asked; what this raises is meant to reach the training."""
         while self._news:
-            finding = self._news.pop(0)
-            text = f"gradwatch: {describe(finding)}"
-            if callable(self._on_finding):
-                self._on_finding(finding)
-            elif self._on_finding == "log":
-                log.warning("%s", text)
-            elif self._on_finding == "warn":
-                warnings.warn(text, GradWatchWarning, stacklevel=2)
-            else:
-                raise UnhealthyTraining(finding)
+            act(self._news.pop(0), self._on_finding)
 
     # -------------------------------------------------------------- errors
 

@@ -33,6 +33,7 @@ def untouched(model):
             {"loss_fn": nn.functional.mse_loss},
             "loss_fn is a function, whose output cannot be observed; give an nn.Module, or tell watch.loss(value)",
         ),
+        ({"scaler": 1024.0}, "scaler is a float; give the torch.amp.GradScaler that scales the loss"),
         ({"on_finding": "explode"}, "on_finding='explode'; give 'log', 'warn', 'raise' or a function of the finding"),
         ({"on_finding": None}, "on_finding=None; give 'log', 'warn', 'raise' or a function of the finding"),
         ({"optimizer": "adam"}, "optimizer 0 is a str; give torch.optim.Optimizer objects"),

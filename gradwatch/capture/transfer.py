@@ -136,6 +136,7 @@ class Transfer:
         self._notes = [
             ([(site, column) for site, column, _ in notes], _to_host(torch.stack([share for *_, share in notes]).double()))
             for notes in tape._notes.values()
+            if notes
         ]
         self._events = [_event(device) for device in self._cuda_devices(tape)]
 

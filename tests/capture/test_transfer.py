@@ -178,3 +178,40 @@ def test_a_loop_that_never_steps_takes_bounded_memory(monkeypatch):
     assert (row["calls"], row["count"]) == (240, 240 * 8)
     assert watch.history[0].backwards == 240
     assert watch.history[0].loss == pytest.approx(model(torch.ones(2, 3)).sum().item(), rel=1e-6)
+
+
+def test_tensors_that_are_forgotten_leave_no_trace(monkeypatch):
+    monkeypatch.setattr(transfer, "MAX_ROWS", 4)
+    gradient = Site("a", "activation_grad")
+    tape = Tape()
+    for value in (1.0, 2.0, 3.0, 4.0, 5.0):  # of which the first four are folded
+        tape.add(A, torch.tensor([value]))
+        tape.add(gradient, torch.tensor([value]))
+        tape.note(gradient, moments.CLOSED, torch.tensor(0.5))
+    tape.graph_tasks[3] = -1
+    tape.forget(("activation_grad",))
+    tape.add(gradient, torch.tensor([7.0]))
+    sent = tape.take()
+    sites, rows = sent.rows()
+    assert sent.backwards == 0
+    assert sent.notes() == {}
+    merged = moments.merge_all(rows, [0 if at == A else 1 for at in sites], 2)
+    assert merged[:, moments.CALLS].tolist() == [5, 1]
+    assert merged[:, moments.MEAN].tolist() == [3, 7]
+
+
+def test_a_tape_takes_over_another_one():
+    first, second = Tape(), Tape()
+    first.add(A, torch.tensor([1.0]))
+    second.add(A, torch.tensor([3.0]))
+    second.add_norms([B], [4], [torch.tensor(6.0)])
+    second.add_scalar("loss", torch.tensor(2.0))
+    second.note(A, moments.CLOSED, torch.tensor(0.25))
+    first.absorb(second)
+    assert not second
+    sent = first.take()
+    sites, rows = sent.rows()
+    assert sites == [A, A, B]
+    assert rows[:, moments.RMS].tolist() == [1, 3, 3]
+    assert sent.scalars("loss") == [2.0]
+    assert sent.notes() == {(A, moments.CLOSED): 0.25}
