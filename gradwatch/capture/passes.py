@@ -66,7 +66,7 @@ def _kind(leaves: Iterable[Tensor]) -> Kind:
     asked = False
     for leaf in leaves:
         if leaf.requires_grad:
-            accumulated = _accumulated(get_gradient_edge(leaf).node)
+            accumulated = _accumulated(_node_of(leaf))
             if accumulated:
                 return Kind.ACCUMULATES
             asked |= accumulated is None
@@ -76,8 +76,17 @@ def _kind(leaves: Iterable[Tensor]) -> Kind:
     return Kind.ACCUMULATES if _reaches_a_leaf(_current_node()) else Kind.ELSEWHERE
 
 
-def _accumulated(node: Node) -> bool | None:
+def _node_of(leaf: Tensor) -> Node | None:
+    try:
+        return get_gradient_edge(leaf).node
+    except RuntimeError:  # a tensor of a kind of its own, of which there is no view
+        return None
+
+
+def _accumulated(node: Node | None) -> bool | None:
     """Whether the pass leaves a gradient in the leaf of this node; None where it only asks for the leaf's gradient."""
+    if node is None:
+        return False
     try:
         return bool(_will_execute(node))  # type: ignore[misc]  # it is there, or nobody asks
     except RuntimeError:

@@ -25,7 +25,6 @@ class Reading:
         fail: Called with an exception of gradwatch's own, which must not reach the training.
 
     Attributes:
-        trainable: The parameters that the step is about, once gradients were read; else None.
         scaled: Those whose gradients carried the factor of the loss scaler when they were measured.
         graded: Whether anybody knows the gradients: they may be used without ever being in ``.grad``.
         stepping: The optimizers that have been read for.
@@ -48,11 +47,23 @@ class Reading:
 
     def end(self) -> None:
         """Gets ready for the next step. What was read of the parameters of another optimizer, before it was clipped, is kept."""
-        self.trainable: list[str] | None = None
+        self._read_names: list[list[str]] = []
         self.scaled: set[str] = set()
         self.graded = bool(self._optimizers)
         self.stepping: list[Optimizer] = []
         self.within = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether gradients were read."""
+        return bool(self._read_names)
+
+    def trainable(self) -> list[str]:
+        """The parameters that the step is about."""
+        if all(names == self._read_names[0] for names in self._read_names):
+            return self._read_names[0] if self._read_names else []
+        about = {name for names in self._read_names for name in names}
+        return [name for name in self._parameters.named if name in about]
 
     def close(self) -> None:
         """Takes off what waits for gradients."""
@@ -80,11 +91,7 @@ class Reading:
 
     def _read(self, optimizer: Optimizer | None, concerned: list[str], *, full: bool) -> list[str]:
         names = self._parameters.trainable(concerned)
-        if self.trainable is None:
-            self.trainable = names
-        elif self.trainable != names:
-            about = {*self.trainable, *names}
-            self.trainable = [name for name in self._parameters.named if name in about]
+        self._read_names.append(names)
         self.graded = self.graded or any(self._parameters.named[name].grad is not None for name in names)
         factor = self._scaling.factor(optimizer)
         early = self._clipping.take(optimizer)

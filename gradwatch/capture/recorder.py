@@ -166,7 +166,7 @@ class Recorder:
     @property
     def begun(self) -> bool:
         """Whether gradients of the step in progress were read."""
-        return self._reading.trainable is not None
+        return self._reading.begun
 
     @property
     def measured(self) -> bool:
@@ -241,9 +241,7 @@ class Recorder:
                 self.fail(error)
         self._parameters.forget()
         read = self._reading
-        self._sealed = _Sealed(
-            self.step, read.trainable or [], read.graded, self._full, skipped, self._tape.take(), now(), read.scaled
-        )
+        self._sealed = _Sealed(self.step, read.trainable(), read.graded, self._full, skipped, self._tape.take(), now(), read.scaled)
         self._cadence.stepped(read.stepping, self.step)
         self.step += 1
         self._reading.end()

@@ -92,7 +92,13 @@ def listed(optimizer: Optimizer | Iterable[Optimizer] | Mapping[str, Optimizer] 
     for index, item in enumerate(optimizers):
         if not isinstance(item, Optimizer):
             raise InvalidSetting(f"optimizer {index} is a {type(item).__name__}; give torch.optim.Optimizer objects")
-    return list(dict.fromkeys(optimizers))
+    return list(dict.fromkeys(map(_bare, optimizers)))
+
+
+def _bare(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that steps: that of accelerate is one by its class only, and hands everything to the one inside."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _bare(inner) if isinstance(inner, Optimizer) and not hasattr(optimizer, "_optimizer_step_pre_hooks") else optimizer
 
 
 def strangers(optimizers: Iterable[Optimizer], model: nn.Module | Mapping[str, Tensor]) -> list[str]:

@@ -122,3 +122,23 @@ def test_layers_that_forward_never_called_are_reported():
             model[0](torch.ones(2, 3)).sum().backward()
             optimizer.step()
         assert "not observed (never called, or compiled or scripted): 1" in watch.report()
+
+
+class Accelerated(torch.optim.Optimizer):
+    """An optimizer by its class only, as that of accelerate is."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+
+def test_an_optimizer_in_the_wrapper_of_an_accelerator_is_the_one_that_steps():
+    model = nn.Linear(2, 1)
+    optimizer = Accelerated(torch.optim.SGD(model.parameters(), lr=0.5))
+    with gradwatch.watch(model, optimizer, every=1) as watch:
+        for _ in range(2):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    assert [record.skipped for record in watch.history] == [False, False]

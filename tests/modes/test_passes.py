@@ -30,8 +30,8 @@ RETAINED = Mode(
 ASIDE = Mode(
     "Graphs and passes",
     "`torch.autograd.grad` beside the backward pass: gradient penalties, physics-informed residuals, saliency maps, inner loops",
-    recorded="nothing of it: gradients of activations are those of the passes that leave gradients in leaves, as `loss.backward()` "
-    "does, and only these are counted",
+    recorded="forwards like any other, and no gradients: those of activations are of the passes that leave gradients in leaves, as "
+    "`loss.backward()` does, and only these are counted",
 )
 DOUBLE = Mode(
     "Graphs and passes",
@@ -61,7 +61,7 @@ CUSTOM = Mode(
 VECTORISED = Mode(
     "Graphs and passes",
     "Jacobians: `is_grads_batched=True`, `torch.autograd.functional`, `vectorize=True`",
-    recorded="nothing of it",
+    recorded="forwards like any other, and no gradients",
 )
 CHECKPOINT = Mode(
     "Graphs and passes",
