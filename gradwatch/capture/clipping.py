@@ -15,7 +15,7 @@ from gradwatch.capture.parameters import Parameters
 from gradwatch.capture.transfer import Tape
 
 
-@dataclass
+@dataclass(eq=False)  # comparing tensors would wait for their device
 class Unclipped:
     """What was read of the parameters that the same optimizers hold.
 
@@ -26,6 +26,7 @@ class Unclipped:
         carried: Whether the gradients carried that factor, as what is on the tape does.
         tape: All that was measured.
         forget: Takes off the hook that waits for the next backward pass.
+        outdated: Whether it has come.
     """
 
     holders: tuple[Optimizer, ...]

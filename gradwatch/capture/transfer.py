@@ -130,6 +130,7 @@ class Transfer:
                 _to_host(moments.table([p for *_, p in measured])),
             )
             for measured in tape._measured.values()
+            if measured
         ]
         self._norms = [(sites, counts, _to_host(norms)) for sites, counts, norms in tape._norms]
         self._scalars = {name: _to_host(_joined(values)) for name, values in tape._scalars.items()}
