@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
-from tensorboard.util.tensor_util import make_ndarray
+from tensorboard.util.tensor_util import make_ndarray, make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
 
 from gradwatch import codec, moments
@@ -48,6 +48,7 @@ def records(draw, step, known):
         draw(st.booleans()),
         draw(st.integers(0, 1000)),
         draw(st.booleans()),
+        draw(st.floats()),
         draw(st.floats()),
     )
 
@@ -443,3 +444,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(RunError, match=r"cannot be read: .*Permission denied"):
         codec.load(tmp_path)
+
+
+def test_a_record_from_before_the_loss_scale_was_stored_has_none():
+    step = make_tensor_proto(np.array([0.25, 1, 0, 2, 1, 0.5]))
+    record = codec._record(7, LIGHT, {"step": step})
+    assert (record.loss, record.backwards, record.full, record.clip) == (0.25, 2, True, 0.5)
+    assert np.isnan(record.scale)
