@@ -28,6 +28,14 @@ a gradient vanishes upstream of saturated or dead units; what gets no gradient i
 SLACK = 10
 """Steps by which a cause may be seen after its consequence: it may take a full record to see it, and those are a cadence apart."""
 
+CADENCE = 10
+"""Steps from the newest record within which a finding still lasts: what only full records show is seen a cadence apart."""
+
+
+def lasts(finding: Finding, last: int) -> bool:
+    """Whether a finding still holds at the newest record, whose step is ``last``."""
+    return finding.last_step >= last - CADENCE
+
 
 def group(findings: Sequence[Finding]) -> list[Incident]:
     """Folds findings under the one that explains them.

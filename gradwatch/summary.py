@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gradwatch import moments, names, statistics
 from gradwatch.history import History
-from gradwatch.incidents import group, tell
+from gradwatch.incidents import group, lasts, tell
 from gradwatch.names import printable
 from gradwatch.records import Finding, Incident, Record, Site
 
@@ -110,16 +110,8 @@ def _figures(record: Record) -> dict[tuple[str, str], float]:
 
 def _status(own: Sequence[Finding], every: Sequence[Finding], last: int) -> str:
     """What was found at a layer; it is called ok only while nothing in the run is wrong: a fault has one name and many victims."""
-    said = (f"{finding.kind}{'' if _lasts(finding, last) else ' (over)'}" for finding in own)
-    return printable(", ".join(said)) or ("–" if any(_lasts(finding, last) for finding in every) else "ok")
-
-
-def _lasts(finding: Finding, last: int) -> bool:
-    return finding.last_step >= last - CADENCE
-
-
-CADENCE = 10
-"""Steps from the newest record within which a finding still lasts: what only full records show is seen a cadence apart."""
+    said = (f"{finding.kind}{'' if lasts(finding, last) else ' (over)'}" for finding in own)
+    return printable(", ".join(said)) or ("–" if any(lasts(finding, last) for finding in every) else "ok")
 
 
 def _number(value: float | None) -> str:
