@@ -1,0 +1,276 @@
+// A statistic over rows and steps: which value stands at a step, and which colour.
+import { CODE, CODES } from "./colors.js";
+import { FLAG, power } from "./format.js";
+
+const SAMPLE = 40000;
+const DECADES_AT_MOST = 14;
+
+/** The share `q` of sorted values lies below the result. */
+export function quantile(sorted, q) {
+  if (!sorted.length) return NaN;
+  const place = (sorted.length - 1) * q;
+  const at = Math.floor(place);
+  const next = Math.min(at + 1, sorted.length - 1);
+  return sorted[at] + (place - at) * (sorted[next] - sorted[at]);
+}
+
+function usualGap(gaps) {
+  const sorted = Float64Array.from(gaps.filter((gap) => gap > 0)).sort();
+  return sorted.length ? Math.max(1, quantile(sorted, 0.75)) : 1;
+}
+
+/** Values of rows at steps, as a source gave them. */
+export class Grid {
+  constructor({ rows, steps, last, values, flags }) {
+    this.rows = rows;
+    this.steps = steps;
+    this.last = last;
+    this.values = values;
+    this.flags = flags;
+    this.columns = steps.length;
+    this.index = new Map(rows.map((name, index) => [name, index]));
+    // What only every tenth record shows is taken to last until the next one; a longer silence is a silence.
+    this.gap = usualGap(Array.from({ length: Math.max(0, this.columns - 1) }, (_, at) => steps[at + 1] - last[at]));
+    this.gaps = new Map();
+  }
+
+  /** Whether a column stands for several records. */
+  get pooled() {
+    return this.steps.some((step, column) => this.last[column] > step);
+  }
+
+  /** The step before which a column ends. */
+  end(column) {
+    const longest = this.last[column] + this.gap;
+    return column + 1 < this.columns ? Math.min(this.steps[column + 1], longest) : longest;
+  }
+
+  /** The column that stands for a step; −1 where none does. */
+  column(step) {
+    let [low, high] = [0, this.columns];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.steps[middle] <= step) low = middle + 1;
+      else high = middle;
+    }
+    return low && step < this.end(low - 1) ? low - 1 : -1;
+  }
+
+  /** How long a row's value is taken to last: of optimizers that take turns, each is silent while the other steps. */
+  rowGap(row) {
+    if (!this.gaps.has(row)) {
+      const gaps = [];
+      let before = -1;
+      for (let column = 0, at = row * this.columns; column < this.columns; column++, at++) {
+        if (this.flags[at] === FLAG.none) continue;
+        if (before >= 0) gaps.push(this.steps[column] - this.last[before]);
+        before = column;
+      }
+      this.gaps.set(row, usualGap(gaps));
+    }
+    return this.gaps.get(row);
+  }
+
+  /** The column whose value stands at `column` for a row: itself, or an earlier one that lasts; −1 where there is none. */
+  holding(row, column) {
+    const gap = this.rowGap(row);
+    for (let at = column; at >= 0 && this.steps[column] - this.last[at] < gap; at--) {
+      if (this.flags[row * this.columns + at] !== FLAG.none) return at;
+    }
+    return column >= 0 && this.flags[row * this.columns + column] !== FLAG.none ? column : -1;
+  }
+
+  /** {value, flag, column} of a row at a column; the column is the one in which the value was recorded. */
+  cell(row, column) {
+    const at = row === undefined || column < 0 ? -1 : this.holding(row, column);
+    if (at < 0) return { value: NaN, flag: FLAG.none, column: -1 };
+    const place = row * this.columns + at;
+    return { value: this.values[place], flag: this.flags[place], column: at };
+  }
+}
+
+/** Whether any cell of a row was recorded. */
+export function everRecorded(grid, name) {
+  const row = grid.index.get(name);
+  if (row === undefined) return false;
+  return grid.flags.subarray(row * grid.columns, (row + 1) * grid.columns).some((flag) => flag !== FLAG.none);
+}
+
+/** One run beside another, row by name and column by step: in decades where the statistic has a logarithmic scale. */
+export function difference(one, other, scale) {
+  const size = one.rows.length * one.columns;
+  const [values, flags] = [new Float32Array(size), new Uint8Array(size).fill(FLAG.none)];
+  const columns = Array.from(one.steps, (step) => other.column(step));
+  one.rows.forEach((name, row) => {
+    const theirs = other.index.get(name);
+    if (theirs === undefined) return;
+    for (let column = 0; column < one.columns; column++) {
+      const [a, b] = [one.cell(row, column), other.cell(theirs, columns[column])];
+      const at = row * one.columns + column;
+      flags[at] = differenceFlag(a.flag, b.flag, scale);
+      if (flags[at] !== FLAG.value) continue;
+      if (scale !== "log") values[at] = (a.flag === FLAG.zero ? 0 : a.value) - (b.flag === FLAG.zero ? 0 : b.value);
+      else if (a.flag !== FLAG.zero) values[at] = Math.log10(a.value) - Math.log10(b.value);
+    }
+  });
+  return new Grid({ rows: one.rows, steps: one.steps, last: one.last, values, flags });
+}
+
+function differenceFlag(a, b, scale) {
+  for (const flag of [FLAG.none, FLAG.nan]) if (a === flag || b === flag) return flag;
+  if ([a, b].some((flag) => flag === FLAG.inf || flag === FLAG.negativeInf)) return FLAG.inf;
+  // Zero in both runs is no difference; in one of them it is infinitely many decades.
+  return scale === "log" && (a === FLAG.zero) !== (b === FLAG.zero) ? FLAG.zero : FLAG.value;
+}
+
+/** From values to colours: the ends of the scale, its palette, and the marks of its legend. */
+export class Scale {
+  /**
+   * @param kind "log", "share", "linear" (signed) or "difference"
+   * @param grid the values that the ends are taken from
+   * @param statistic of the layout
+   */
+  constructor(kind, grid, statistic) {
+    this.kind = kind;
+    this.statistic = statistic;
+    this.palette = kind === "linear" || kind === "difference" ? "diverging" : "viridis";
+    const sample = this.#sample(grid);
+    if (kind === "share") [this.low, this.high] = [0, 1];
+    else if (this.palette === "diverging") {
+      const widest = Math.max(Math.abs(quantile(sample, 0.005)), Math.abs(quantile(sample, 0.995))) || 1;
+      this.high = kind === "difference" && statistic.scale === "log" ? Math.max(1, Math.ceil(widest)) : widest;
+      this.low = -this.high;
+    } else {
+      this.high = Math.ceil(quantile(sample, 0.998) || 0);
+      this.low = Math.max(Math.floor(quantile(sample, 0.002) || 0), this.high - DECADES_AT_MOST);
+      if (this.high - this.low < 2) this.low = this.high - 2;
+    }
+    this.middle = sample.length ? this.place(kind === "log" ? 10 ** quantile(sample, 0.5) : quantile(sample, 0.5)) : 0.5;
+    this.badness = this.#badness();
+  }
+
+  #sample(grid) {
+    const stride = Math.max(1, Math.floor(grid.values.length / SAMPLE));
+    const sample = [];
+    for (let at = 0; at < grid.values.length; at += stride) {
+      if (grid.flags[at] === FLAG.value) sample.push(this.kind === "log" ? Math.log10(grid.values[at]) : grid.values[at]);
+    }
+    return Float64Array.from(sample.filter(Number.isFinite)).sort();
+  }
+
+  /** Where a value lies on the scale, from 0 to 1. */
+  place(value) {
+    const share = ((this.kind === "log" ? Math.log10(value) : value) - this.low) / (this.high - this.low);
+    return share > 0 ? Math.min(1, share) : 0;
+  }
+
+  /** The code of a value with its flag. */
+  code(value, flag) {
+    if (flag === FLAG.value) {
+      if (this.kind === "log" && value === 0) return CODE.zero;
+      return Math.round(this.place(value) * (CODES - 1));
+    }
+    if (flag === FLAG.nan) return CODE.nan;
+    if (flag === FLAG.inf) return CODE.inf;
+    if (flag === FLAG.negativeInf) return CODE.negativeInf;
+    if (flag === FLAG.none) return CODE.none;
+    return this.kind === "log" || this.kind === "difference" ? CODE.zero : Math.round(this.place(0) * (CODES - 1));
+  }
+
+  /** How much a code deserves to be seen among others; the ordinary ones by their distance from what is healthy or usual. */
+  #badness() {
+    const badness = new Float32Array(256);
+    const good = this.statistic.good?.map((value) => this.place(value));
+    for (let code = 0; code < CODES; code++) {
+      const place = code / (CODES - 1);
+      if (this.kind === "share") badness[code] = 1 + place;
+      else if (this.palette === "diverging") badness[code] = 1 + Math.abs(place - 0.5);
+      else if (good) badness[code] = 1 + Math.max(0, good[0] - place, place - good[1]) + Math.abs(place - (good[0] + good[1]) / 2) / 1e3;
+      else badness[code] = 1 + Math.abs(place - this.middle);
+    }
+    badness[CODE.zero] = 3;
+    badness[CODE.inf] = badness[CODE.negativeInf] = 4;
+    badness[CODE.nan] = 5;
+    return badness;
+  }
+
+  /** Marks of the legend: {place, text}. */
+  marks() {
+    const at = (value, text) => ({ place: (value - this.low) / (this.high - this.low), text });
+    if (this.kind === "share") return [0, 0.25, 0.5, 0.75, 1].map((value) => at(value, `${value * 100} %`));
+    if (this.kind === "log") {
+      const every = Math.ceil((this.high - this.low) / 6);
+      const marks = [];
+      for (let exponent = this.high; exponent >= this.low; exponent -= every) marks.push(at(exponent, power(exponent)));
+      return marks.reverse();
+    }
+    const decades = this.kind === "difference" && this.statistic.scale === "log";
+    const text = (value) => {
+      if (value === 0) return decades ? "equal" : "0";
+      const size = Math.abs(value);
+      const amount = decades ? (size <= 4 ? `×${10 ** size}` : `×${power(size)}`) : `+${Number(size.toPrecision(2))}`;
+      return value > 0 ? amount : amount.replace("×", "÷").replace("+", "−");
+    };
+    return [this.low, 0, this.high].map((value) => at(value, text(value)));
+  }
+}
+
+/** The colour codes of rows and of groups of rows, computed when they are first seen. */
+export class Painter {
+  constructor(grid, scale) {
+    this.grid = grid;
+    this.scale = scale;
+    this.kept = new Map();
+  }
+
+  /** Codes of one row, (columns,). */
+  row(row) {
+    if (row === undefined) return new Uint8Array(this.grid.columns).fill(CODE.none);
+    return this.#keep(row, () => {
+      const { grid, scale } = this;
+      const codes = new Uint8Array(grid.columns);
+      for (let column = 0, at = row * grid.columns; column < codes.length; column++, at++) {
+        if (grid.flags[at] !== FLAG.none) codes[column] = scale.code(grid.values[at], grid.flags[at]);
+        else {
+          const { value, flag } = grid.cell(row, column);
+          codes[column] = scale.code(value, flag);
+        }
+      }
+      return codes;
+    });
+  }
+
+  /** Codes of a group: at each column the worst of its rows, or their median; `rows` is a function, asked once. */
+  group(key, rows, mode) {
+    return this.#keep(`${mode} ${key}`, () => (mode === "worst" ? this.#worst(rows()) : this.#median(rows())));
+  }
+
+  #keep(key, make) {
+    let codes = this.kept.get(key);
+    if (!codes) this.kept.set(key, (codes = make()));
+    return codes;
+  }
+
+  #worst(rows) {
+    const worst = new Uint8Array(this.grid.columns).fill(CODE.none);
+    const { badness } = this.scale;
+    for (const row of rows) {
+      const codes = this.row(row);
+      for (let column = 0; column < worst.length; column++) {
+        if (badness[codes[column]] > badness[worst[column]]) worst[column] = codes[column];
+      }
+    }
+    return worst;
+  }
+
+  #median(rows) {
+    const all = rows.map((row) => this.row(row));
+    const median = new Uint8Array(this.grid.columns).fill(CODE.none);
+    const order = (code) => (code === CODE.zero ? -1 : code);
+    for (let column = 0; column < median.length; column++) {
+      const codes = all.map((row) => row[column]).filter((code) => code !== CODE.none);
+      if (codes.length) median[column] = codes.sort((a, b) => order(a) - order(b))[(codes.length - 1) >> 1];
+    }
+    return median;
+  }
+}

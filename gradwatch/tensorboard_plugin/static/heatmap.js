@@ -1,0 +1,301 @@
+// The heat-map: layers in forward order against steps.
+import { Steps } from "./axis.js";
+import { el, icon, perFrame, shown } from "./dom.js";
+import { count, plural, span, title } from "./format.js";
+import { badge, lasting } from "./markers.js";
+import { Raster } from "./raster.js";
+
+const READABLE = 18;
+const TALLEST = 26;
+const LABEL_EVERY = 13;
+
+/** Labels and canvas share one scrolling box; only what is in view exists. */
+export class Heatmap {
+  constructor(app) {
+    this.app = app;
+    this.fit = false;
+    this.hover = null;
+    this.labels = new Map();
+    this.canvas = el("canvas", { class: "gw-map-canvas", test: "gw-heatmap", "aria-hidden": "true" });
+    this.tree = el("div", { class: "gw-labels", role: "tree", "aria-label": "Layers, in forward order" });
+    this.cursorLine = el("div", { class: "gw-cursor" });
+    this.cell = el("div", { class: "gw-cell" });
+    this.brush = el("div", { class: "gw-brush", hidden: true });
+    this.hoverRow = el("div", { class: "gw-hover-row", hidden: true });
+    this.plot = el("div", { class: "gw-plot" }, this.canvas, this.hoverRow, this.cursorLine, this.cell, this.brush);
+    this.sticky = el("div", { class: "gw-sticky" }, this.tree, this.plot);
+    this.spacer = el("div", { class: "gw-spacer" });
+    this.element = el(
+      "div",
+      {
+        class: "gw-scroller",
+        tabindex: "0",
+        role: "application",
+        "aria-roledescription": "heat-map",
+        "aria-label": "Heat-map of layers against steps",
+        "aria-describedby": "gw-keys",
+      },
+      this.sticky,
+      this.spacer,
+    );
+    this.raster = new Raster(this.canvas);
+    this.redraw = perFrame(() => this.render(this.model));
+    this.element.addEventListener("scroll", this.redraw, { passive: true });
+  }
+
+  /** Height of a row in pixels. */
+  get rowHeight() {
+    const { rows } = this.model;
+    const space = this.height / Math.max(1, rows.length);
+    return this.fit ? Math.min(TALLEST, space) : Math.min(TALLEST, Math.max(READABLE, Math.floor(space)));
+  }
+
+  /** Height of the window at most. */
+  get height() {
+    return Math.round(Math.min(680, Math.max(240, window.innerHeight * 0.52)));
+  }
+
+  /** The steps in view, over the width of the canvas. */
+  get steps() {
+    return new Steps(this.model.from, this.model.to, this.width);
+  }
+
+  render(model) {
+    this.model = model;
+    if (!model?.painter) return;
+    this.width = this.plot.clientWidth;
+    const rowHeight = this.rowHeight;
+    const total = rowHeight * model.rows.length;
+    const height = Math.max(LABEL_EVERY, Math.round(Math.min(total, this.height)));
+    this.element.style.height = `${height}px`;
+    this.sticky.style.height = `${height}px`;
+    this.spacer.style.height = `${Math.max(0, total - height)}px`;
+    this.viewHeight = height;
+    if (!(this.width > 0)) return;
+    this.scroll = Math.min(this.element.scrollTop, Math.max(0, total - height));
+    this.first = Math.floor(this.scroll / rowHeight);
+    this.end = Math.min(model.rows.length, Math.ceil((this.scroll + height) / rowHeight));
+    this.#draw(height, rowHeight);
+    this.#label(rowHeight);
+    this.#overlay();
+  }
+
+  #draw(height, rowHeight) {
+    const { model, canvas } = this;
+    const ratio = window.devicePixelRatio || 1;
+    const [w, h] = [Math.round(this.width * ratio), Math.round(height * ratio)];
+    if (canvas.width !== w || canvas.height !== h) {
+      canvas.width = w;
+      canvas.height = h;
+      canvas.style.width = `${this.width}px`;
+      canvas.style.height = `${height}px`;
+    }
+    this.raster.draw(w, h, this.#strips(h, rowHeight, ratio), this.steps, model.painter.scale, model.theme);
+    const ctx = canvas.getContext("2d");
+    ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this.#mark(ctx, rowHeight);
+  }
+
+  #strips(h, rowHeight, ratio) {
+    const { model } = this;
+    const strips = [];
+    if (rowHeight * ratio < 1) {
+      // More rows than pixels: each line of pixels shows the worst of its rows.
+      const perLine = 1 / (rowHeight * ratio);
+      for (let y = 0; y < h; y++) {
+        const [from, to] = [Math.floor(y * perLine), Math.min(model.rows.length, Math.floor((y + 1) * perLine))];
+        const leaves = () => new Set(model.rows.slice(from, Math.max(to, from + 1)).flatMap((row) => row.leaves));
+        const rows = () => [...leaves()].map(model.gridRow).filter((row) => row !== undefined);
+        const codes = model.painter.group(`line ${from} ${to} ${model.rowsKey}`, rows, "worst");
+        strips.push({ codes, grid: model.painter.grid, top: y, height: 1 });
+      }
+      return strips;
+    }
+    const gap = rowHeight >= 8 ? Math.max(1, Math.round(ratio)) : 0;
+    for (let at = this.first; at < this.end; at++) {
+      const painted = model.codes(model.rows[at]);
+      if (!painted) continue;
+      const top = Math.round((at * rowHeight - this.scroll) * ratio);
+      const bottom = Math.round(((at + 1) * rowHeight - this.scroll) * ratio);
+      strips.push({ ...painted, top, height: bottom - top - gap });
+    }
+    return strips;
+  }
+
+  /** Where a layer is seen: its own row, or that of the folded group around it. */
+  rowOf(layer) {
+    if (this.placesKey !== this.model.rowsKey) {
+      this.places = new Map();
+      this.model.rows.forEach((row, at) => row.leaves.forEach((leaf) => this.places.set(leaf, at)));
+      this.placesKey = this.model.rowsKey;
+    }
+    return this.places.get(layer) ?? -1;
+  }
+
+  #mark(ctx, rowHeight) {
+    const { model, steps } = this;
+    const radius = Math.min(8, Math.max(5.5, rowHeight / 2 - 1));
+    this.spots = [];
+    const placed = new Set();
+    // Causes last, so that no consequence covers one.
+    for (const mark of [...model.marks].sort((a, b) => a.cause - b.cause)) {
+      const at = this.rowOf(model.leafOf(mark.layer));
+      if (at < 0 || at < this.first - 1 || at > this.end) continue;
+      const { first_step: first, last_step: last } = mark.finding;
+      if (last < steps.from || first > steps.to) continue;
+      const y = (at + 0.5) * rowHeight - this.scroll;
+      const x = Math.min(this.width - radius - 2, Math.max(radius + 2, steps.center(Math.max(first, steps.from))));
+      const place = `${mark.cause ? mark.number : "·"} ${at} ${Math.round(x / 4)}`;
+      if (placed.has(place)) continue;
+      placed.add(place);
+      if (mark.cause && rowHeight >= 6) lasting(ctx, x, Math.min(this.width - 2, steps.x(last + 1)), y + Math.min(radius - 1, rowHeight / 2 - 2));
+      badge(ctx, x, y, mark, radius);
+      this.spots.push({ x, y, mark, radius: mark.cause ? radius + 2 : radius * 0.42 + 3 });
+    }
+  }
+
+  #label(rowHeight) {
+    const { model } = this;
+    const wanted = new Map();
+    let below = -Infinity;
+    for (let at = this.first; at < this.end; at++) {
+      const top = at * rowHeight - this.scroll;
+      if (top - below < LABEL_EVERY && rowHeight < LABEL_EVERY) continue;
+      below = top;
+      wanted.set(model.rows[at].key, { row: model.rows[at], top, at });
+    }
+    for (const [key, label] of this.labels) {
+      if (!wanted.has(key)) {
+        label.element.remove();
+        this.labels.delete(key);
+      }
+    }
+    for (const [key, { row, top, at }] of wanted) {
+      let label = this.labels.get(key);
+      const signature = `${row.label} ${row.depth} ${row.open} ${row.folds} ${model.severity(row)} ${row.name === model.layer} ${key === model.cursor}`;
+      if (label?.signature !== signature) {
+        const element = this.#labelElement(row);
+        if (label) label.element.replaceWith(element);
+        else this.tree.append(element);
+        label = { element, signature };
+        this.labels.set(key, label);
+      }
+      label.element.style.transform = `translateY(${top}px)`;
+      label.element.style.height = `${Math.max(rowHeight, LABEL_EVERY)}px`;
+      label.element.style.lineHeight = `${Math.max(rowHeight, LABEL_EVERY)}px`;
+      label.element.dataset.index = at;
+    }
+  }
+
+  #labelElement(row) {
+    const { model } = this;
+    const severity = model.severity(row);
+    const classes = ["gw-row-label", `gw-${row.kind}`];
+    if (row.name === model.layer && row.kind !== "group") classes.push("gw-selected");
+    if (row.key === model.cursor) classes.push("gw-at");
+    const label = el(
+      "div",
+      {
+        class: classes.join(" "),
+        test: "gw-row-label",
+        data: { layer: row.name },
+        role: "treeitem",
+        title: `${shown(row.name)}${row.kind === "group" ? ` · ${plural(row.leaves.length, "layer")}` : ` · ${shown(model.typeOf(row))}`}`,
+        "aria-level": row.depth,
+        "aria-expanded": row.folds ? String(row.open) : null,
+        "aria-selected": String(row.name === model.layer),
+        on: { click: (event) => this.#pressed(event, row) },
+      },
+      el("span", { class: row.folds ? "gw-chevron" : "gw-no-chevron" }, row.folds ? icon("chevron") : null),
+      el("span", { class: "gw-name", text: row.label }),
+      row.kind === "group" ? el("span", { class: "gw-count", text: count(row.leaves.length) }) : null,
+      severity ? el("span", { class: `gw-dot gw-${severity}`, title: severity, "aria-label": severity }) : null,
+    );
+    label.style.paddingInlineStart = `${4 + 12 * (row.depth - 1)}px`;
+    if (row.open) label.classList.add("gw-open");
+    return label;
+  }
+
+  #pressed(event, row) {
+    const onChevron = event.target.closest(".gw-chevron");
+    if (row.kind === "group" || onChevron) this.app.toggle(row);
+    if (!onChevron) this.app.point(row, this.model.step);
+    this.element.focus({ preventScroll: true });
+  }
+
+  #overlay() {
+    const { model, steps } = this;
+    const seen = model.step >= steps.from && model.step <= steps.to;
+    const { from, width } = this.#extent(model.step);
+    this.cursorLine.hidden = !seen;
+    this.cursorLine.style.transform = `translateX(${steps.center(model.step) - 0.5}px)`;
+    const at = model.rows.findIndex((row) => row.key === model.cursor);
+    const top = at * this.rowHeight - this.scroll;
+    this.cell.hidden = at < 0 || !seen || top < -this.rowHeight || top > this.viewHeight;
+    this.cell.style.transform = `translate(${from - 1}px, ${top - 1}px)`;
+    this.cell.style.width = `${Math.max(6, width) + 2}px`;
+    this.cell.style.height = `${Math.max(6, this.rowHeight) + 1}px`;
+    const hovered = this.hover ? this.hover.at * this.rowHeight - this.scroll : 0;
+    this.hoverRow.hidden = !this.hover || this.rowHeight < 4;
+    this.hoverRow.style.transform = `translateY(${hovered}px)`;
+    this.hoverRow.style.height = `${this.rowHeight}px`;
+  }
+
+  /** The pixels of the column that stands for a step, inside of the window. */
+  #extent(step) {
+    const { grid } = this.model.painter;
+    const { steps } = this;
+    const column = grid.column(step);
+    const [first, end] = column < 0 ? [step, step + 1] : [grid.steps[column], grid.end(column)];
+    const from = Math.max(0, steps.x(first));
+    return { from, width: Math.min(this.width, steps.x(end)) - from };
+  }
+
+  /** {row, at, step} under a point of the window; null outside of the cells. */
+  under(clientX, clientY) {
+    const box = this.canvas.getBoundingClientRect();
+    const [x, y] = [clientX - box.left, clientY - box.top];
+    if (x < 0 || y < 0 || x >= this.width || y >= this.viewHeight || !this.model?.painter) return null;
+    const at = Math.floor((y + this.scroll) / this.rowHeight);
+    const row = this.model.rows[at];
+    return row ? { row, at, x, y, step: this.steps.step(x) } : null;
+  }
+
+  /** The finding whose mark is under a place of the canvas. */
+  markAt({ x, y }) {
+    return this.spots?.findLast((spot) => Math.hypot(spot.x - x, spot.y - y) <= spot.radius)?.mark;
+  }
+
+  /** The middle of a row's cell at a step, in pixels of the window; null where it is not in view. */
+  center(name, step) {
+    const at = this.model.rows.findLastIndex((row) => row.name === name);
+    const y = (at + 0.5) * this.rowHeight - this.scroll;
+    if (at < 0 || y < 0 || y > this.viewHeight || step < this.model.from || step > this.model.to) return null;
+    const box = this.canvas.getBoundingClientRect();
+    const { from, width } = this.#extent(step);
+    return { x: box.left + from + width / 2, y: box.top + y };
+  }
+
+  /** Scrolls until a row is in view. */
+  reveal(at) {
+    const [top, bottom] = [at * this.rowHeight, (at + 1) * this.rowHeight];
+    if (top < this.element.scrollTop) this.element.scrollTop = top - this.rowHeight;
+    else if (bottom > this.element.scrollTop + this.viewHeight) this.element.scrollTop = bottom - this.viewHeight + this.rowHeight;
+  }
+
+  /** What stands in a cell, as the lines of a tooltip. */
+  describe({ row, step }, mark) {
+    const { model } = this;
+    const lines = [el("div", { class: "gw-tip-name", text: row.name })];
+    const { value, recorded, held, notes } = model.reading(row, step);
+    const steps = recorded ? span(recorded.first, recorded.last) : span(step, step);
+    lines.push(el("div", { class: "gw-tip-value", text: value }));
+    lines.push(el("div", { class: "gw-tip-note", text: held ? `${steps} (newest before step ${count(step)})` : steps }));
+    for (const note of notes) lines.push(el("div", { class: "gw-tip-note", text: note }));
+    if (mark) {
+      const { finding } = mark;
+      lines.push(el("div", { class: "gw-tip-finding" }, el("b", { text: title(finding.kind) }), ` ${shown(finding.message)}`));
+    }
+    return lines;
+  }
+}

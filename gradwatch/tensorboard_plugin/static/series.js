@@ -1,0 +1,148 @@
+// One layer over the steps: what comes forward, what comes back, and what reaches its parameters.
+import { Axis, drawLine } from "./chart.js";
+import { lineColors } from "./colors.js";
+import { context, el } from "./dom.js";
+import { FLAG, cellText, count, number } from "./format.js";
+import { badge } from "./markers.js";
+
+const HEIGHT = 92;
+const LEFT = 46;
+
+const PANELS = [
+  { title: "Activation, rms", kind: "log", of: (one) => one.tensor === "activation" && one.scale === "log" },
+  { title: "Gradients, rms", kind: "log", of: (one) => one.tensor.endsWith("_grad") && one.scale === "log" && one.unit !== "1" },
+  { title: "Ratios", kind: "log", of: (one) => one.unit === "1" && one.scale === "log" },
+  { title: "Shares", kind: "share", of: (one) => one.scale === "share" },
+];
+
+const LABELS = { activation: "output", activation_grad: "dL/d output", input_grad: "dL/d input" };
+
+/** What a line is called beside the others of its layer. */
+function label(one, layer) {
+  const parameter = one.name?.startsWith(`${layer}.`) ? one.name.slice(layer.length + 1) : one.name;
+  if (one.tensor === "parameter_grad" && one.scale === "log") return `dL/d ${parameter}`;
+  const what = one.statistic === "rms" ? LABELS[one.tensor] ?? one.tensor : one.statistic.replaceAll("_", " ");
+  return one.name && one.name !== layer ? `${what}, ${parameter}` : what;
+}
+
+export class Series {
+  constructor(app) {
+    this.app = app;
+    this.element = el("div", { class: "gw-series", test: "gw-series", role: "group" });
+    this.panels = [];
+  }
+
+  render(model) {
+    this.model = model;
+    const { series } = model;
+    if (this.series !== series) this.#build(series);
+    const width = this.element.clientWidth;
+    if (!(width > 0)) return;
+    this.panels.forEach((panel, index) => this.#draw(panel, width, index === this.panels.length - 1));
+  }
+
+  #build(series) {
+    this.series = series;
+    this.panels = [];
+    if (!series) {
+      this.element.replaceChildren(el("p", { class: "gw-hint", text: "Click a row, an incident or a point of the flow to see a layer over the steps." }));
+      return;
+    }
+    for (const kind of PANELS) {
+      const lines = series.series.filter((one) => kind.of(one) && one.flags.some((flag) => flag !== FLAG.none));
+      // Shares that were zero throughout say nothing that a line would say better.
+      const told = kind.kind === "share" ? lines.filter((one) => one.values.some((value) => value > 0)) : lines;
+      if (!told.length) continue;
+      const canvas = el("canvas", { class: "gw-chart", role: "img" });
+      const chips = el("span", { class: "gw-chips" });
+      const panel = { ...kind, lines: told, canvas, chips };
+      canvas.addEventListener("pointermove", (event) => this.#hover(event));
+      canvas.addEventListener("pointerdown", (event) => this.#pick(event));
+      this.panels.push(panel);
+    }
+    const blocks = this.panels.map((panel) =>
+      el("div", { class: "gw-panel" }, el("div", { class: "gw-panel-head" }, el("h3", { text: panel.title }), panel.chips), panel.canvas),
+    );
+    const empty = el("p", { class: "gw-hint", text: "Nothing was recorded of this layer." });
+    this.element.replaceChildren(...(blocks.length ? blocks : [empty]));
+  }
+
+  #draw(panel, width, last) {
+    const { model } = this;
+    const { ink, theme } = model;
+    const height = HEIGHT + (last ? 20 : 0);
+    const ctx = context(panel.canvas, width, height);
+    const steps = model.stepsOver(width - LEFT - 8);
+    ctx.font = `11px ${ink.font}`;
+    const seen = panel.lines.map((one) => within(one, steps));
+    const finite = seen.flatMap((points) => points.filter(({ flag }) => flag === FLAG.value).map(({ value }) => value));
+    const axis = new Axis(panel.kind, finite, 0, HEIGHT - 2);
+    axis.draw(ctx, LEFT, width - 8, ink);
+    if (last) steps.draw(ctx, LEFT, HEIGHT, ink);
+    const colors = lineColors(theme);
+    seen.forEach((points, index) => {
+      const drawn = points.map(({ step, value, flag }) => ({
+        x: LEFT + steps.center(step),
+        y: axis.y(value, flag),
+        flag: panel.kind !== "log" && flag === FLAG.zero ? FLAG.value : flag,
+      }));
+      drawLine(ctx, drawn, colors[index % colors.length], theme, { dots: points.length <= 40 });
+    });
+    if (panel === this.panels[0]) this.#marks(ctx, steps);
+    if (model.step >= steps.from && model.step <= steps.to) {
+      ctx.fillStyle = ink.accent;
+      ctx.fillRect(LEFT + steps.center(model.step) - 0.75, 0, 1.5, HEIGHT);
+    }
+    const chips = panel.lines.map((one, index) => {
+      const swatch = el("i", { class: "gw-swatch" });
+      swatch.style.background = colors[index % colors.length];
+      const at = newest(one, model.step);
+      const value = at < 0 ? "–" : cellText(one.values[at] ?? NaN, one.flags[at], one.scale);
+      return el("span", { class: "gw-chip" }, swatch, el("span", { text: label(one, this.series.name) }), el("b", { text: value }));
+    });
+    panel.chips.replaceChildren(...chips);
+    panel.canvas.setAttribute("aria-label", `${panel.title} of ${model.layer} over steps ${steps.from} to ${steps.to}: ${panel.chips.textContent}`);
+    this.steps = steps;
+  }
+
+  #marks(ctx, steps) {
+    for (const mark of this.model.marks) {
+      const { first_step: first } = mark.finding;
+      if (mark.layer !== this.model.layer || first < steps.from || first > steps.to) continue;
+      badge(ctx, Math.max(LEFT + 8, LEFT + steps.center(first)), 9, mark, 7);
+    }
+  }
+
+  #hover(event) {
+    if (event.buttons & 1) this.#pick(event);
+  }
+
+  #pick(event) {
+    event.target.setPointerCapture?.(event.pointerId);
+    this.app.change({ step: this.steps.step(event.offsetX - LEFT) });
+  }
+
+  /** The figures of the layer at the step, as a sentence. */
+  summary() {
+    const lines = this.panels.flatMap((panel) => panel.lines);
+    const at = (one) => newest(one, this.model.step);
+    const said = lines.filter((one) => at(one) >= 0).map((one) => `${label(one, this.series.name)} ${cellText(one.values[at(one)] ?? NaN, one.flags[at(one)], one.scale)}`);
+    return `${this.series.name}, step ${count(this.model.step)}: ${said.join(", ") || number(NaN)}`;
+  }
+}
+
+function within(one, steps) {
+  const points = [];
+  for (let at = 0; at < one.steps.length; at++) {
+    // One beyond each end, so that lines run out of the picture.
+    if ((one.steps[at + 1] ?? Infinity) < steps.from || (one.steps[at - 1] ?? -Infinity) > steps.to) continue;
+    if (one.flags[at] === FLAG.none) continue;
+    points.push({ step: one.steps[at], value: one.values[at] ?? NaN, flag: one.flags[at] });
+  }
+  return points;
+}
+
+function newest(one, step) {
+  for (let at = one.steps.length - 1; at >= 0; at--) if (one.steps[at] <= step && one.flags[at] !== FLAG.none) return at;
+  return -1;
+}

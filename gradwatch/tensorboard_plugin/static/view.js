@@ -1,0 +1,425 @@
+// The "Gradient health" view: mounts the page, keeps its state, and asks the source for what the state needs.
+import { Answers } from "./answers.js";
+import { lookupInk } from "./ink.js";
+import { Tooltip, fill, perFrame, shown } from "./dom.js";
+import { Flow } from "./flow.js";
+import { count, plural, span } from "./format.js";
+import { cells, keys, scrub, zoom } from "./gestures.js";
+import { Heatmap } from "./heatmap.js";
+import { Incidents } from "./incidents.js";
+import { Layers, foundText } from "./layers.js";
+import { Legend } from "./legend.js";
+import { Modeller, painterOf, statisticOf } from "./model.js";
+import { build } from "./page.js";
+import { specialColors } from "./colors.js";
+import { Series } from "./series.js";
+import { Loss, StepAxis, StepSlider } from "./timeline.js";
+
+const KEYS_OF_STATE = ["run", "compare", "statistic", "layer", "step", "from", "to"];
+const NUMBERS_OF_STATE = ["step", "from", "to"];
+const FLOWS = ["gradient", "activation_grad", "activation", "update_ratio", "valve"];
+const DETAIL_DELAY = 120;
+const SAY_DELAY = 250;
+
+/**
+ * Mounts the view.
+ *
+ * @param root element that the view fills
+ * @param source asked for runs, layouts, grids, series, tables, incidents, losses
+ * @param options.host theme, state for links
+ * @returns {refresh, dispose}
+ */
+export function mount(root, source, { host }) {
+  const view = new View(root, source, host);
+  root.gradwatch = {
+    ready: view.ready,
+    state: () => view.link(),
+    cellCenter: (name, step) => view.heat.center(name, step),
+    colors: () => specialColors(view.look.theme),
+  };
+  return { refresh: () => view.refresh(), dispose: () => view.dispose() };
+}
+
+/** A state as a host gives it, an object or a query string, with nothing in it that is not known. */
+function readState(given) {
+  const found = typeof given === "string" ? Object.fromEntries(new URLSearchParams(given)) : { ...given };
+  const state = {};
+  for (const key of KEYS_OF_STATE) {
+    if (found[key] === undefined || found[key] === null || found[key] === "") continue;
+    state[key] = NUMBERS_OF_STATE.includes(key) ? Math.round(Number(found[key])) : String(found[key]);
+    if (Number.isNaN(state[key])) delete state[key];
+  }
+  return state;
+}
+
+class View {
+  constructor(root, source, host) {
+    [this.root, this.source, this.host] = [root, source, host];
+    root.classList.add("gw");
+    this.state = readState(host.getState?.());
+    this.look = { query: "", aggregate: "worst", flow: null, theme: "light", cursor: null, toggled: new Map(), opened: new Set(), version: 0 };
+    this.draw = perFrame(() => this.#draw());
+    this.answers = new Answers(source, () => {
+      this.#load();
+      this.draw();
+    });
+    this.modeller = new Modeller();
+    this.ready = new Promise((resolve) => (this.isReady = resolve));
+    this.tooltip = new Tooltip(root);
+    this.#parts();
+    root.append(this.tooltip.box);
+    this.#watch();
+    this.#theme(host.theme?.() ?? "light");
+    this.#load();
+  }
+
+  #parts() {
+    const parts = {
+      heat: new Heatmap(this),
+      loss: new Loss(),
+      axis: new StepAxis(),
+      slider: new StepSlider(this),
+      legend: new Legend(),
+      incidents: new Incidents(this),
+      flow: new Flow(this),
+      series: new Series(this),
+      layers: new Layers(this),
+    };
+    this.parts = parts;
+    this.heat = parts.heat;
+    const zoomed = (factor) => () => zoom(this, this.heat.steps, factor, this.model.step);
+    this.page = build(this.root, parts, {
+      run: (run) => this.change({ run, from: undefined, to: undefined, step: undefined, compare: this.state.compare === run ? undefined : this.state.compare }),
+      compare: (compare) => this.change({ compare: compare || undefined }),
+      statistic: (statistic) => this.change({ statistic }),
+      aggregate: (aggregate) => this.adjust({ aggregate }),
+      flow: (flow) => this.adjust({ flow }),
+      search: (query) => this.adjust({ query }),
+      fold: () => this.#foldAll(false),
+      unfold: () => this.#foldAll(true),
+      fit: () => {
+        this.heat.fit = !this.heat.fit;
+        this.page.fit.setAttribute("aria-pressed", String(this.heat.fit));
+        this.draw();
+      },
+      zoomIn: zoomed(0.5),
+      zoomOut: zoomed(2),
+      zoomReset: () => this.window(null, null),
+      share: () => this.#share(),
+    });
+    cells(this.heat, this);
+    keys(this.heat, this);
+    scrub(parts.loss.canvas, this.heat, this);
+    scrub(parts.axis.canvas, this.heat, this);
+  }
+
+  #watch() {
+    this.ends = [];
+    const observer = new ResizeObserver(() => {
+      this.#load();
+      this.draw();
+    });
+    observer.observe(this.root);
+    this.ends.push(() => observer.disconnect());
+    this.ends.push(this.host.onTheme?.((theme) => this.#theme(theme)));
+    this.ends.push(this.source.subscribe?.(() => this.refresh()));
+    this.ends.push(
+      this.host.onState?.((given) => {
+        const state = readState(given);
+        if (JSON.stringify(state) === JSON.stringify(readState(this.link()))) return;
+        this.state = state;
+        this.#load();
+        this.draw();
+      }),
+    );
+  }
+
+  #theme(theme) {
+    this.root.dataset.theme = theme;
+    this.look.theme = theme;
+    this.look.ink = lookupInk(this.root);
+    this.draw();
+  }
+
+  /** Changes the state that a link holds. */
+  change(part) {
+    Object.assign(this.state, part);
+    this.#load();
+    this.draw();
+    clearTimeout(this.saving);
+    this.saving = setTimeout(() => this.host.setState?.(this.link()), SAY_DELAY);
+  }
+
+  /** Changes how things are shown. */
+  adjust(part) {
+    Object.assign(this.look, part);
+    this.look.version++;
+    this.#load();
+    this.draw();
+  }
+
+  /** The state of a link: only what is known. */
+  link() {
+    const entries = KEYS_OF_STATE.map((key) => [key, this.state[key]]).filter(([, value]) => value !== undefined && value !== null);
+    return Object.fromEntries(entries);
+  }
+
+  /** Shows the steps from `from` to `to`, as many as there are; null: all. */
+  window(from, to) {
+    const { first, last } = this.model;
+    if (from === null || (from <= first && to >= last)) return this.change({ from: undefined, to: undefined });
+    const wide = Math.min(last - first, Math.max(4, to - from));
+    const begin = Math.max(first, Math.min(from, last - wide));
+    const end = begin + wide;
+    const step = Math.min(end, Math.max(begin, this.model.step));
+    return this.change({ from: begin, to: end, ...(step === this.model.step ? {} : { step }) });
+  }
+
+  /** Looks at a row and a step; a layer is chosen as well. */
+  point(row, step) {
+    this.look.cursor = row.key;
+    this.change({ step, ...(row.kind === "group" ? {} : { layer: this.model.tree.layers[row.layer].name }) });
+    this.#say();
+  }
+
+  /** Chooses a layer, and a step where one is given, and brings both into view. */
+  select(name, step) {
+    const layer = this.model.layerOf(name) ?? (name === "loss" ? this.state.layer : name);
+    const part = { layer };
+    if (step !== undefined) {
+      part.step = step;
+      if (step < this.model.from || step > this.model.to) Object.assign(part, { from: undefined, to: undefined });
+    }
+    const at = this.model.tree ? this.model.leafOf(layer) : -1;
+    if (at >= 0) {
+      for (const path of this.model.tree.around(at)) this.look.toggled.set(path, true);
+      this.look.cursor = `layer ${layer}`;
+      if (this.look.query && !layer.toLowerCase().includes(this.look.query.toLowerCase())) this.page.search.value = this.look.query = "";
+      this.look.version++;
+    }
+    this.revealing = at >= 0;
+    this.change(part);
+    this.#say();
+  }
+
+  /** Moves the cursor over rows and recorded steps. */
+  move(rows, columns) {
+    const { model } = this;
+    const now = model.rows.findIndex((row) => row.key === this.look.cursor);
+    const at = now < 0 ? Math.max(0, this.heat.first) : Math.min(model.rows.length - 1, Math.max(0, now + rows));
+    this.look.cursor = model.rows[at]?.key ?? null;
+    const { grid } = model.painter;
+    const column = grid.column(model.step);
+    const next = column < 0 ? -1 : Math.min(grid.columns - 1, Math.max(0, column + columns));
+    const step = columns ? (next < 0 ? model.step + columns : grid.steps[next]) : model.step;
+    this.change({ step: Math.min(model.last, Math.max(model.first, step)) });
+    if (step < model.from || step > model.to) this.window(model.from + step - model.step, model.to + step - model.step);
+    this.revealing = true;
+    this.#say();
+  }
+
+  /** Folds or unfolds the row under the cursor, or chooses its layer. */
+  enter(parameters = false) {
+    const row = this.model.rows.find(({ key }) => key === this.look.cursor);
+    if (!row) return;
+    if (row.kind === "group" || (parameters && row.folds)) this.toggle(row);
+    else this.point(row, this.model.step);
+  }
+
+  /** Folds or unfolds a row. */
+  toggle(row) {
+    if (row.kind === "group") this.look.toggled.set(row.name, !row.open);
+    else if (this.look.opened.has(row.name)) this.look.opened.delete(row.name);
+    else this.look.opened.add(row.name);
+    this.adjust({});
+    this.#say();
+  }
+
+  #foldAll(open) {
+    for (const { path } of this.model.tree?.groups ?? []) this.look.toggled.set(path, open);
+    if (!open) this.look.opened.clear();
+    this.adjust({});
+  }
+
+  #say() {
+    clearTimeout(this.saying);
+    this.saying = setTimeout(() => {
+      const { model } = this;
+      const row = model?.rows?.find(({ key }) => key === this.look.cursor);
+      if (!row) return;
+      const { value, recorded } = model.reading(row, model.step);
+      const kind = row.folds ? `, ${row.open ? "unfolded" : "folded"}` : "";
+      const when = recorded ? span(recorded.first, recorded.last) : span(model.step, model.step);
+      const severity = model.severity(row);
+      this.page.live.textContent = shown(`${row.name}${kind}, ${when}, ${model.statistic.title}: ${value}${severity ? `, ${severity}` : ""}`);
+    }, SAY_DELAY);
+  }
+
+  async #share() {
+    const url = this.host.shareUrl(this.link());
+    const { share, shareBox } = this.page;
+    const label = share.querySelector("span");
+    try {
+      await navigator.clipboard.writeText(url);
+      label.textContent = "Copied";
+      setTimeout(() => (label.textContent = "Copy link"), 1500);
+    } catch {
+      // A frame may not have the right to write to the clipboard.
+      shareBox.hidden = false;
+      shareBox.value = url;
+      shareBox.select();
+    }
+  }
+
+  /** Asks for everything anew, and shows the old until the new is there. */
+  refresh() {
+    this.answers.renew();
+    this.#load();
+    this.draw();
+  }
+
+  dispose() {
+    for (const end of this.ends) end?.();
+    clearTimeout(this.saving);
+    clearTimeout(this.saying);
+    this.disposed = true;
+    this.root.replaceChildren();
+  }
+
+  #load() {
+    if (this.disposed) return;
+    const { answers, source, state } = this;
+    answers.want("runs", [], () => source.runs());
+    const runs = answers.get("runs");
+    if (!runs?.length) return;
+    if (!runs.some(({ name }) => name === state.run)) state.run = runs[0].name;
+    if (!runs.some(({ name }) => name === state.compare) || state.compare === state.run) state.compare = undefined;
+    const { run } = state;
+    for (const name of ["layout", "incidents", "loss", "table"]) {
+      if (answers.shownRun && answers.shownRun !== run) answers.drop(name);
+      answers.want(name, [run], () => source[name](run));
+    }
+    if (answers.shownRun !== run) for (const name of ["base", "detail", "flow", "series"]) answers.drop(name);
+    answers.shownRun = run;
+    const layout = answers.get("layout");
+    if (!layout?.statistics.length) return;
+    this.#grids(layout);
+    if (state.layer) answers.want("series", [run, state.layer], () => source.series(run, state.layer), 60);
+  }
+
+  #grids(layout) {
+    const { answers, state, look } = this;
+    const { run, compare } = state;
+    // A hidden tab has no width; what is asked for a width must not change with every pixel of it.
+    const measured = this.heat.plot.clientWidth;
+    if (measured > 0) this.width = Math.ceil(measured / 200) * 200;
+    const width = this.width ?? 1200;
+    const statistic = statisticOf(layout, state.statistic);
+    const whole = { run, compare, width, from: layout.firstStep, to: layout.lastStep };
+    answers.want("base", [whole, statistic.id], () => painterOf(answers, { ...whole, statistic }));
+    const base = answers.get("base");
+    const flow = statisticOf(layout, look.flow ?? FLOWS.find((id) => layout.statistics.some((one) => one.id === id)));
+    answers.want("flow", [whole, flow.id], async () => {
+      const [grid, other] = await Promise.all([painterOf(answers, { ...whole, compare: undefined, statistic: flow }), compare && painterOf(answers, { ...whole, run: compare, compare: undefined, statistic: flow })]);
+      return { statistic: flow, grid: grid.grid, other: other?.grid ?? null };
+    });
+    if (!base || base.scale.statistic.id !== statistic.id) return;
+    if (state.from !== undefined && base.grid.pooled) this.#detail(layout, whole, statistic, base.scale);
+    else answers.drop("detail");
+    for (const name of look.opened) {
+      const range = { ...whole, layer: name };
+      answers.want(`parameters ${name}`, [range, statistic.id], () => painterOf(answers, { ...range, statistic, scale: base.scale }));
+    }
+  }
+
+  #detail(layout, whole, statistic, scale) {
+    const { state } = this;
+    const wide = state.to - state.from;
+    // Somewhat more than is seen, so that panning shows something at once; by quarters, so that it is not asked for every pixel.
+    const quarter = Math.max(1, Math.ceil(wide / 4));
+    const range = {
+      from: Math.max(layout.firstStep, Math.floor(state.from / quarter) * quarter - quarter),
+      to: Math.min(layout.lastStep, Math.ceil(state.to / quarter) * quarter + quarter),
+    };
+    this.answers.want(
+      "detail",
+      [whole, range, statistic.id],
+      async () => Object.assign(await painterOf(this.answers, { ...whole, ...range, statistic, scale }), { range }),
+      DETAIL_DELAY,
+    );
+  }
+
+  #draw() {
+    if (this.disposed) return;
+    const { answers, page } = this;
+    page.loading.hidden = answers.pending === 0;
+    const runs = answers.get("runs");
+    const errors = [...new Set([...answers.errors.values()].map((error) => error?.message ?? String(error)))];
+    page.error.hidden = !errors.length;
+    page.error.textContent = errors.map(shown).join("\n");
+    if (!runs) return;
+    page.empty.hidden = runs.length > 0;
+    page.main.hidden = !runs.length;
+    page.bar.classList.toggle("gw-bare", !runs.length);
+    page.hint.textContent = shown(this.host.emptyHint ?? "");
+    page.title.textContent = shown(this.host.title ?? "Gradient health");
+    this.model = this.modeller.model(this.state, this.look, answers);
+    if (!runs.length) return this.isReady();
+    this.#head(runs);
+    if (!this.model.layout) return;
+    this.heat.render(this.model);
+    if (!this.model.painter || !(this.heat.width > 0)) return;
+    if (this.revealing) this.#reveal();
+    this.#rest();
+    if (answers.pending === 0) this.isReady();
+  }
+
+  #reveal() {
+    this.revealing = false;
+    const at = this.model.rows.findIndex(({ key }) => key === this.look.cursor);
+    if (at < 0) return;
+    this.heat.reveal(at);
+    this.heat.render(this.model);
+  }
+
+  #head(runs) {
+    const { page, model, host } = this;
+    fill(page.run, runs.map(({ name }) => [name, shown(name)]), model.run);
+    fill(page.compare, [["", "nothing"], ...runs.filter(({ name }) => name !== model.run).map(({ name }) => [name, shown(name)])], model.compare ?? "");
+    page.compare.disabled = runs.length < 2;
+    page.share.hidden = !host.shareUrl;
+    const run = runs.find(({ name }) => name === model.run);
+    const notes = run?.notes ?? [];
+    page.notes.hidden = !notes.length;
+    page.notes.replaceChildren(...notes.map((note) => Object.assign(document.createElement("p"), { textContent: shown(note) })));
+    page.summary.textContent = run ? `${plural(run.records, "record")}, ${span(run.firstStep, run.lastStep)}` : "";
+    if (!model.layout) return;
+    const { statistics } = model.layout;
+    fill(page.statistic, statistics.map(({ id, title }) => [id, shown(title)]), model.statistic?.id ?? "");
+    fill(page.aggregate, [["worst", "the worst layer"], ["median", "the median"]], model.aggregate);
+    const flows = statistics.filter(({ id, scale }) => FLOWS.includes(id) && scale === "log");
+    fill(page.flow, flows.map(({ id, title }) => [id, shown(title)]), model.flow?.statistic.id ?? flows[0]?.id ?? "");
+    page.describe.textContent = shown(model.statistic?.describe ?? "");
+  }
+
+  #rest() {
+    const { page, model, parts, heat } = this;
+    const { steps } = heat;
+    parts.loss.render(model, steps);
+    parts.axis.render(model, steps);
+    parts.slider.render(model, steps);
+    parts.legend.render(model);
+    parts.incidents.render(model);
+    parts.flow.render(model);
+    page.selected.textContent = shown(model.layer ?? "");
+    page.selectedType.textContent = shown(model.layout.layers.find(({ name }) => name === model.layer)?.type ?? "");
+    parts.series.render(model);
+    parts.layers.render(model);
+    const found = model.query ? model.rows.filter(({ kind }) => kind === "layer").length : model.tree.layers.length;
+    page.found.textContent = model.query ? count(found) : "";
+    page.layersCount.textContent = foundText(model.tree.layers.length, model.layout.layers.length) + (model.tree.layers.length < model.layout.layers.length ? " have this statistic" : "");
+    page.zoomReset.disabled = model.from === model.first && model.to === model.last;
+    const rows = plural(model.rows.length, "row");
+    heat.element.setAttribute("aria-label", `Heat-map of ${model.statistic.title}: ${rows} over ${span(model.from, model.to)}. Arrow keys move; the figures are read out.`);
+  }
+}
