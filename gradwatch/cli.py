@@ -1,4 +1,4 @@
-"""The command line: ``gradwatch demo | report | check | export``."""
+"""The command line: ``gradwatch demo | report | check | compare | export``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import gradwatch
 from gradwatch.errors import GradWatchError, GradWatchWarning
 from gradwatch.history import History
 from gradwatch.incidents import group, tell
+from gradwatch.names import printable
 from gradwatch.summary import render
 
 EXTRAS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
 """Module → package, of what the demo needs beside gradwatch's own dependencies."""
+
+RUN = "the log directory of a watched run, or one of its event files"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,9 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=_seed, default=0, help="decides weights, batches and test images; default: %(default)s")
     demo.set_defaults(run=_demo)
 
-    report = commands.add_parser("report", help="print the layers and the findings of a recorded run")
-    report.description = "Prints every layer of a recorded run with its newest figures and its status, and what was found."
-    report.add_argument("recorded", metavar="RUN", help="the log directory of a watched run, or one of its event files")
+    report = commands.add_parser("report", help="print the layers and the findings of recorded runs, or make a page of them")
+    report.description = (
+        "Prints every layer of a recorded run with its newest figures and its status, and what was found; "
+        "or writes it all as a page that opens in a browser without a network."
+    )
+    report.add_argument("recorded", metavar="RUN", nargs="+", help=RUN)
+    report.add_argument("--html", metavar="PAGE", help="the HTML file to write; one that exists is replaced")
     report.set_defaults(run=_report)
 
     check = commands.add_parser("check", help="run the detectors over a recorded run; exit status 1 where something was found")
@@ -80,13 +88,18 @@ def _parser() -> argparse.ArgumentParser:
         "Runs the detectors over a recorded run, as they run while it trains, and prints what they find. "
         "Exit status 1 where something was found, so that it serves in a pipeline."
     )
-    check.add_argument("recorded", metavar="RUN", help="the log directory of a watched run, or one of its event files")
+    check.add_argument("recorded", metavar="RUN", help=RUN)
     check.add_argument("--config", metavar="TOML", help="a table for each detector, a key for each setting that differs")
     check.set_defaults(run=_check)
 
+    compare = commands.add_parser("compare", help="compare two recorded runs layer by layer")
+    compare.description = "Prints what the layers of two recorded runs differ by, in powers of ten, and what was found in each."
+    compare.add_argument("recorded", metavar="RUN", nargs=2, help=RUN)
+    compare.set_defaults(run=_compare)
+
     export = commands.add_parser("export", help="write a recorded run as a table")
     export.description = "Writes a recorded run as a table: a row for each step, layer and tensor, a column for each statistic."
-    export.add_argument("recorded", metavar="RUN", help="the log directory of a watched run, or one of its event files")
+    export.add_argument("recorded", metavar="RUN", help=RUN)
     export.add_argument("table", metavar="TABLE", help="a path that ends in .csv or .parquet; a file that exists is replaced")
     export.set_defaults(run=_export)
     return parser
@@ -114,8 +127,35 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    history = _load(arguments.recorded)
-    print(render(history, history.findings))
+    if arguments.html is None:
+        for place, (name, path) in enumerate(_named(arguments.recorded).items()):
+            history = _load(path)
+            if len(arguments.recorded) > 1:
+                print(f"{chr(10) * bool(place)}{printable(name)}")
+            print(render(history, history.findings))
+        return
+    from gradwatch import report
+
+    runs, notes = {}, {}
+    for name, path in _named(arguments.recorded).items():
+        runs[name], notes[name] = _read(path)
+    report.write(runs, arguments.html, notes)
+    print(f"{arguments.html}: {', '.join(f'{printable(name)} ({len(history)} records)' for name, history in runs.items())}")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from gradwatch import report
+
+    paths = arguments.recorded
+    first, second = map(_load, paths)
+    names = tuple(_named(paths)) if paths[0] != paths[1] else (paths[0], paths[0])
+    print(report.compare(first, second, (names[0], names[1])))
+
+
+def _named(paths: Sequence[str]) -> dict[str, str]:
+    """Name → path: the last part of the path where that tells them apart."""
+    short = [Path(path).name or path for path in paths]
+    return {name if short.count(name) == 1 else path: path for name, path in zip(short, paths, strict=True)}
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -138,9 +178,15 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _load(run: str) -> History:
     """The recorded run; what could not be read of it is said on standard error."""
-    with warnings.catch_warnings(record=True) as notes:
+    return _read(run)[0]
+
+
+def _read(run: str) -> tuple[History, list[str]]:
+    """The same, and what was said."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", GradWatchWarning)
         history = gradwatch.load(run)
+    notes = [str(note.message) for note in caught]
     for note in notes:
-        print(f"gradwatch: {note.message}", file=sys.stderr)
-    return history
+        print(f"gradwatch: {note}", file=sys.stderr)
+    return history, notes

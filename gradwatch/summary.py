@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from gradwatch import moments, names, statistics
 from gradwatch.history import History
@@ -50,15 +50,7 @@ def render(history: History, findings: Sequence[Finding], unseen: Sequence[str] 
     rows = table(history, findings)
     if not rows:
         return "nothing recorded yet: a record closes at each optimizer step, or at watch.step()"
-    widths = [max(len(row[column]) for row in [COLUMNS, *rows]) for column in range(len(COLUMNS))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if 2 <= column < 6 else cell.ljust(width)  # the columns of figures
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [COLUMNS, tuple("─" * width for width in widths), *rows]
-    ]
-    lines += ["", f"{history!r}"]
+    lines = [*aligned([COLUMNS, *rows], figures=range(2, 6)), "", f"{history!r}"]
     lines += [tell(incident) for incident in group(findings)] or ["nothing found"]
     if not len(history.losses()[0]):
         lines.append("no loss was told, so that loss_stagnant, loss_unstable and update_ratio were not judged: watch.loss(value)")
@@ -66,6 +58,23 @@ def render(history: History, findings: Sequence[Finding], unseen: Sequence[str] 
         lines.append(f"not observed (never called, or compiled or scripted): {', '.join(map(printable, unseen))}")
     lines += remarks
     return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]], figures: Container[int]) -> list[str]:
+    """Lines of a table whose first row is its head.
+
+    Args:
+        rows: All of one length.
+        figures: Columns that end at the same place; the others begin there.
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in figures else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [rows[0], tuple("─" * width for width in widths), *rows[1:]]
+    ]
 
 
 def describe(finding: Finding) -> str:

@@ -1,4 +1,7 @@
-"""The page of the "Gradient health" tab as one file: it opens from a disk, needs no network, and can be sent to somebody."""
+"""Recorded runs, to be read elsewhere: the page of the "Gradient health" tab as one file, and two runs compared as text.
+
+The file opens from a disk, needs no network, and can be sent to somebody.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from pathlib import Path
 
 from gradwatch.errors import LogdirError
 from gradwatch.history import History
-from gradwatch.report.document import document
-from gradwatch.report.pack import pack
+from gradwatch.report.comparison import compare
+from gradwatch.report.document import assemble
+from gradwatch.report.packing import pack
 from gradwatch.report.recorded import of_history
 
-__all__ = ["page", "write"]
+__all__ = ["compare", "page", "write"]
 
 
 def page(runs: Mapping[str, History], notes: Mapping[str, Sequence[str]] | None = None) -> str:
@@ -29,7 +33,7 @@ def page(runs: Mapping[str, History], notes: Mapping[str, Sequence[str]] | None 
         HTML. Whatever the names and messages hold, it is data of the page and never its markup.
     """
     told = notes or {}
-    return document({name: pack(of_history(history, told.get(name, ()))) for name, history in runs.items()})
+    return assemble({name: pack(of_history(history, told.get(name, ()))) for name, history in runs.items()})
 
 
 def write(runs: Mapping[str, History], path: str | os.PathLike[str], notes: Mapping[str, Sequence[str]] | None = None) -> None:

@@ -17,17 +17,18 @@ from gradwatch.names import printable
 STATIC = Path(tensorboard_plugin.__file__).parent / "static"
 ENTRY = Path(__file__).parent / "embedded.js"
 
-IMPORT = re.compile(r'^import (?:\{[^}]*\} from )?"\./(\w+\.js)";$\n?', re.MULTILINE)
-"""Every import of the modules is one such line."""
+IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
+"""Every import of the modules is one such line,"""
 
-EXPORT = re.compile(r"^export (?=(?:async )?function|class|const)", re.MULTILINE)
+EXPORT = re.compile(r"^export (?=(?:async )?(?:function|class|const) (\w+))", re.MULTILINE)
+"""and every export stands before what it exports."""
 
 
-def document(runs: Mapping[str, str]) -> str:
+def assemble(runs: Mapping[str, str]) -> str:
     """A page that holds everything that it needs.
 
     Args:
-        runs: Name → what ``pack`` made of it.
+        runs: Name → what ``packing.pack`` made of it.
 
     Returns:
         HTML. A policy in its head forbids it to fetch anything, and to run any script but its own.
@@ -60,18 +61,22 @@ def document(runs: Mapping[str, str]) -> str:
 
 
 def bundle() -> str:
-    """The modules that ``embedded.js`` needs, one after another, as one module."""
+    """The modules that ``embedded.js`` needs as one script: each a function that is called once, and returns what it exports."""
     sources: dict[str, str] = {}
-    needs: dict[str, set[str]] = {}
+    needs: dict[str, list[str]] = {}
     waiting = [ENTRY]
     while waiting:
         path = waiting.pop()
-        if path.name in sources:
-            continue
-        source = path.read_text(encoding="utf-8")
-        needs[path.name] = set(IMPORT.findall(source))
-        sources[path.name] = EXPORT.sub("", IMPORT.sub("", source))
-        waiting += [STATIC / name for name in needs[path.name]]
-    order = graphlib.TopologicalSorter({name: sorted(of) for name, of in sorted(needs.items())}).static_order()
-    script = "\n" + "\n".join(sources[name] for name in order)
+        if path.stem not in sources:
+            sources[path.stem] = path.read_text(encoding="utf-8")
+            needs[path.stem] = [name for _, name in IMPORT.findall(sources[path.stem])]
+            waiting += [STATIC / f"{name}.js" for name in needs[path.stem]]
+    order = graphlib.TopologicalSorter({name: sorted(needs[name]) for name in sorted(needs)}).static_order()
+    script = "\n" + "\n".join(_wrapped(name, sources[name]) for name in order)
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")  # nothing in it ends the script
+
+
+def _wrapped(name: str, source: str) -> str:
+    exports = ", ".join(EXPORT.findall(source))
+    inside = EXPORT.sub("", IMPORT.sub(r"const \1 = from_\2;", source))
+    return f"const from_{name} = (() => {{\n{inside}\nreturn {{ {exports} }};\n}})();"

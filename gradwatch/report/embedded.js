@@ -1,7 +1,7 @@
 // The page as a file: answers the view from what the file holds. In the file it follows the modules of the tab, in one script.
 import { mount } from "./view.js";
 
-// Codes of a packed grid, as in pack.py; the others stand for numbers.
+// Codes of a packed grid, as in packing.py; the others stand for numbers.
 const [NO_RECORD, EXACT_ZERO, FIRST_CODE, LAST_CODE, MINUS_INFINITE, INFINITE, NOT_A_NUMBER] = [0, 1, 2, 65532, 65533, 65534, 65535];
 const FLAG_OF_CODE = new Map([[NO_RECORD, 1], [EXACT_ZERO, 4], [MINUS_INFINITE, 5], [INFINITE, 3], [NOT_A_NUMBER, 2]]);
 const OF_NUMBER = 0;
@@ -115,7 +115,7 @@ function pooled(grid, names, places, from, to, width) {
   return { rows: names, columns: wide, steps, last, values, flags };
 }
 
-/** What pack() made of a run. */
+/** What packing.pack() made of a run. */
 async function unpack(text) {
   const zipped = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
   const stream = new Blob([zipped]).stream().pipeThrough(new DecompressionStream("gzip"));

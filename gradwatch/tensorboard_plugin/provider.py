@@ -81,7 +81,12 @@ class Reader:
             if any(_TAG.fullmatch(tag) for tag in tags):
                 newest = max(about.max_wall_time for about in tags.values())
                 found.append({"name": name, "lastStep": max(about.max_step for about in tags.values()), "wallTime": newest})
-        return sorted(found, key=lambda run: [(part.isdecimal(), part.zfill(20) if part.isdecimal() else part) for part in re.split(r"(\d+)", run["name"])])
+        return sorted(
+            found,
+            key=lambda run: [
+                (part.isdecimal(), part.zfill(20) if part.isdecimal() else part) for part in re.split(r"(\d+)", run["name"])
+            ],
+        )
 
     def run(self, scope: Scope, name: str) -> Run:
         """One run, as TensorBoard knows it now.

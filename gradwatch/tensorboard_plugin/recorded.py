@@ -98,7 +98,7 @@ class Run:
                 tuple(parameters.get(layer, ())),
                 _weight(parameters.get(layer, {}).values()),
             )
-            for layer in _merged([[layer_of(site) for site in sites] for sites in tuples])
+            for layer in merged([[layer_of(site) for site in sites] for sites in tuples])
         )
 
     @cached_property
@@ -149,7 +149,7 @@ def _weight(sites: Iterable[Site]) -> str | None:
     return None if largest is None else largest.layer
 
 
-def _merged(orders: Iterable[Iterable[str]]) -> list[str]:
+def merged(orders: Iterable[Iterable[str]]) -> list[str]:
     """Every name once: in the order of the first list, and of a later one where the first lacks it, behind its neighbour there."""
     after: dict[str | None, list[str]] = {None: []}  # name → what follows it directly, the newest first
     for order in orders:
@@ -159,9 +159,9 @@ def _merged(orders: Iterable[Iterable[str]]) -> list[str]:
                 after[name] = []
                 after[before].insert(0, name)
             before = name
-    merged, waiting = [], after[None][::-1]
+    ordered, waiting = [], after[None][::-1]
     while waiting:
         name = waiting.pop()
-        merged.append(name)
+        ordered.append(name)
         waiting += after[name][::-1]
-    return merged
+    return ordered

@@ -87,7 +87,7 @@ FIRST = (
     ),
     Shown("input_grad", "dL/dz rms", "input_grad", "rms", "Size of a typical element of the gradient that the layer passes on."),
     Shown("valve", "valve (dL/dz over dL/da)", "input_grad", "attenuation", RATIOS["attenuation"].meaning),
-    # Healthy runs of the labelled corpus stay under 0.062 (detectors.UpdateRatio); below a tenth of the usual 1e-3 a weight is slow.
+    # Healthy runs of the labelled corpus stay under 0.062 (detectors.UpdateRatio); a tenth of the usual 1e-3 is slow.
     Shown("update_ratio", "update ratio", "update", "update_ratio", RATIOS["update_ratio"].meaning, (1e-4, 0.06)),
     Shown("weight", "weight rms", "parameter", "rms", "Size of a typical element of the weight."),
     Shown("update", "update rms", "update", "rms", "Size of a typical element of what the step added to the weight."),

@@ -50,7 +50,7 @@ def pack(run: Run) -> str:
     for entry in entries:
         pooled = pooling.pool(pooling.parts(run, entry, rows[entry.id]), len(rows[entry.id]), columns)
         codes, low, high = quantize(pooled.codes.T, entry)
-        place = {name: index for index, name in enumerate(rows[entry.id])}
+        place: dict[str | None, int] = {name: index for index, name in enumerate(rows[entry.id])}
         grids[entry.id] = {
             "rows": rows[entry.id],
             "standIns": [place.get(name, -1) for name in pooling.stand_ins(run, entry)],
