@@ -58,6 +58,11 @@ export class Answers {
     this.errors.delete(name);
   }
 
+  /** Forgets all answers about a run. */
+  forget() {
+    for (const name of [...this.wanted.keys()]) if (name !== "runs") this.drop(name);
+  }
+
   async #answer(name, question, ask, delay) {
     const current = () => this.wanted.get(name) === question;
     this.pending++;

@@ -75,8 +75,26 @@ export class Axis {
   }
 }
 
+/** Of many points on one pixel the first, the lowest, the highest and the last: what a line through all of them would cover. */
+function thinned(points, width) {
+  if (points.length < 3 * width) return points;
+  const kept = [];
+  for (let from = 0; from < points.length; ) {
+    let [to, low, high] = [from, from, from];
+    while (to < points.length && Math.floor(points[to].x) === Math.floor(points[from].x) && points[to].flag === points[from].flag) {
+      if (points[to].y < points[low].y) low = to;
+      if (points[to].y > points[high].y) high = to;
+      to++;
+    }
+    for (const at of new Set([from, Math.min(low, high), Math.max(low, high), to - 1])) kept.push(points[at]);
+    from = to;
+  }
+  return kept;
+}
+
 /** A line through points {x, y, flag}; it breaks where nothing was recorded, and what is no ordinary value is a dot on a rail. */
-export function drawLine(ctx, points, color, theme, { dots = false, width = 1.5, dash = [] } = {}) {
+export function drawLine(ctx, all, color, theme, { dots = false, width = 1.5, dash = [] } = {}) {
+  const points = thinned(all, (all.at(-1)?.x ?? 0) - (all[0]?.x ?? 0));
   const special = specialColors(theme);
   ctx.strokeStyle = ctx.fillStyle = color;
   ctx.lineWidth = width;

@@ -32,6 +32,11 @@ export function el(tag, options = {}, ...children) {
   return made;
 }
 
+/** Gives an element its text, already fit to be shown; one that has it is left alone, for writing it again costs a layout. */
+export function put(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 const ICONS = {
   chevron: "M6 4l4 4-4 4",
   plus: "M8 3v10M3 8h10",
@@ -69,12 +74,18 @@ export function select(label, test, choose) {
   return { box, field: el("label", { class: "gw-field" }, el("span", { text: label }), box) };
 }
 
-/** Gives a select its options, (value, text) pairs, and keeps it untouched where they are the same: it may be open. */
+/** Gives a select its options, (value, text, group or null) each, and keeps it untouched where they are the same: it may be open. */
 export function fill(box, options, value) {
   const signature = JSON.stringify(options);
   if (box.dataset.signature !== signature) {
-    box.replaceChildren(...options.map(([key, text]) => el("option", { value: key, text })));
     box.dataset.signature = signature;
+    box.replaceChildren();
+    let group = null;
+    for (const [key, text, label = null] of options) {
+      if (label === null) group = null;
+      else if (group?.label !== label) box.append((group = el("optgroup", { label })));
+      (group ?? box).append(el("option", { value: key, text }));
+    }
   }
   box.value = value;
 }

@@ -2,17 +2,18 @@
 import { Axis, drawLine } from "./chart.js";
 import { css, lineColors, specialColors } from "./colors.js";
 import { context, el, fitted } from "./dom.js";
-import { FLAG, cellText, count } from "./format.js";
+import { FLAG, cellText, span } from "./format.js";
 import { everRecorded, quantile } from "./grid.js";
 
-const HEIGHT = 260;
 const EARLIER = 64;
+const WORK = 60000;
 const LEFT = 46;
 const DOTS_UP_TO = 60;
 
 /** The tenth and the ninetieth percentile of each row over columns before one, and their median: (rows,) each, NaN without any. */
 export function band(grid, rows, column) {
-  const stride = Math.max(1, Math.ceil(column / EARLIER));
+  // Dragging has to stay smooth: of thousands of layers fewer steps make the band.
+  const stride = Math.max(1, Math.ceil(column / Math.min(EARLIER, Math.max(16, WORK / rows.length))));
   const columns = [];
   for (let at = column - 1; at >= 0; at -= stride) columns.push(at);
   const [low, high] = [new Float64Array(rows.length), new Float64Array(rows.length)];
@@ -34,7 +35,8 @@ export class Flow {
     this.app = app;
     this.canvas = el("canvas", { class: "gw-chart", test: "gw-flow", tabindex: "0", role: "img" });
     this.legend = el("div", { class: "gw-chips" });
-    this.element = el("div", { class: "gw-flow" }, this.legend, this.canvas);
+    this.space = el("div", { class: "gw-flow-space" }, this.canvas);
+    this.element = el("div", { class: "gw-flow" }, this.legend, this.space);
     this.canvas.addEventListener("pointermove", (event) => this.#hover(event));
     this.canvas.addEventListener("pointerleave", () => app.tooltip.hide());
     this.canvas.addEventListener("click", (event) => {
@@ -53,7 +55,7 @@ export class Flow {
   render(model) {
     this.model = model;
     const { flow } = model;
-    const width = this.element.clientWidth;
+    const { clientWidth: width, clientHeight: height } = this.space;
     if (!flow || !(width > 0)) return;
     if (this.grid !== flow.grid) {
       this.grid = flow.grid;
@@ -67,16 +69,16 @@ export class Flow {
       this.band = band(flow.grid, this.rows, Math.max(0, column));
       this.column = column;
     }
-    this.#draw(width, column);
+    this.#draw(width, height, column);
   }
 
-  #draw(width, column) {
+  #draw(width, height, column) {
     const { model, canvas } = this;
     const { flow, ink, theme } = model;
-    const ctx = context(canvas, width, HEIGHT);
+    const ctx = context(canvas, width, height);
     ctx.font = `11px ${ink.font}`;
     const [own, other] = lineColors(theme);
-    const [right, bottom] = [width - 8, HEIGHT - 34];
+    const [right, bottom] = [width - 8, height - 34];
     this.axis = new Axis(flow.statistic.scale, this.sample, 0, bottom);
     this.axis.draw(ctx, LEFT, right, ink);
     this.slot = (right - LEFT) / Math.max(1, this.names.length);
@@ -93,8 +95,9 @@ export class Flow {
         return { x: x(index), y: this.axis.y(value, flag), flag: this.axis.kind !== "log" && flag === FLAG.zero ? FLAG.value : flag };
       });
     const dots = this.names.length <= DOTS_UP_TO;
-    if (flow.other) drawLine(ctx, line(flow.other, flow.other.column(model.step)), other, theme, { dots, width: 1.75, dash: [5, 3] });
-    drawLine(ctx, line(flow.grid, column), own, theme, { dots, width: 2 });
+    const thin = this.slot > 2 ? 2 : 1;
+    if (flow.other) drawLine(ctx, line(flow.other, flow.other.column(model.step)), other, theme, { dots, width: thin * 0.9, dash: [5, 3] });
+    drawLine(ctx, line(flow.grid, column), own, theme, { dots, width: thin });
     this.#names(ctx, x, bottom, ink, chosen);
     this.#explain(own, other, column, line(flow.grid, column));
   }
@@ -102,6 +105,7 @@ export class Flow {
   #band(ctx, x, ink) {
     const { low, high } = this.band;
     ctx.fillStyle = ink.band;
+    if (this.slot < 1) return this.#fineBand(ctx, x);
     for (let from = 0; from < low.length; from++) {
       if (Number.isNaN(low[from])) continue;
       let to = from;
@@ -115,6 +119,20 @@ export class Flow {
       if (from === to) ctx.lineTo(x(to) - edge, this.axis.y(low[to]));
       ctx.fill();
       from = to;
+    }
+  }
+
+  /** The band of more layers than pixels: on each pixel from the lowest to the highest of its layers. */
+  #fineBand(ctx, x) {
+    const { low, high } = this.band;
+    for (let from = 0; from < low.length; ) {
+      const pixel = Math.floor(x(from));
+      let [least, most] = [Infinity, -Infinity];
+      for (; from < low.length && Math.floor(x(from)) === pixel; from++) {
+        if (low[from] < least) least = low[from];
+        if (high[from] > most) most = high[from];
+      }
+      if (most >= least) ctx.fillRect(pixel, this.axis.y(most), 1, Math.max(1, this.axis.y(least) - this.axis.y(most)));
     }
   }
 
@@ -145,7 +163,7 @@ export class Flow {
       swatch.style.background = color;
       return el("span", { class: "gw-chip" }, swatch, el("span", { text }));
     };
-    const step = column < 0 ? "nothing recorded" : `step ${count(flow.grid.steps[column])}`;
+    const step = column < 0 ? "nothing recorded" : span(flow.grid.steps[column], flow.grid.last[column]);
     const chips = [chip(own, flow.other ? `${model.run}, ${step}` : step)];
     if (flow.other) chips.push(chip(other, model.compare));
     chips.push(chip(model.ink.band, "10–90 % of the steps before", "gw-block"));
@@ -153,7 +171,9 @@ export class Flow {
     if (points.some(({ flag }) => flag === FLAG.nan)) chips.push(chip(css(special.nan), "NaN", "gw-round"));
     if (points.some(({ flag }) => flag === FLAG.inf)) chips.push(chip(css(special.inf), "infinite", "gw-round"));
     if (points.some(({ flag }) => flag === FLAG.zero)) chips.push(chip(css(special.zero), "exactly zero", "gw-round"));
-    this.legend.replaceChildren(...chips);
+    const said = chips.map((each) => each.outerHTML).join();
+    if (said !== this.said) this.legend.replaceChildren(...chips);
+    this.said = said;
     const at = this.names.indexOf(model.layer);
     const where = at >= 0 ? `; ${model.layer}: ${this.#text(at)}` : "";
     this.canvas.setAttribute("aria-label", `${flow.statistic.title} over ${this.names.length} layers at ${step}${where}. Arrow keys choose a layer.`);

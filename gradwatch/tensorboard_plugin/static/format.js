@@ -23,6 +23,11 @@ const WORDS = ["", "not recorded", "NaN", "Infinity", "0 (exactly)", "−Infinit
 /** A finding's kind as a title. */
 export function title(kind) {
   const text = TITLES[kind] ?? String(kind).replaceAll("_", " ");
+  return sentence(text);
+}
+
+/** With a capital at its beginning. */
+export function sentence(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
@@ -34,7 +39,7 @@ export function number(value, digits = 3) {
   const size = Math.abs(value);
   let text;
   if (size < 1e-3 || size >= 1e5) text = value.toExponential(digits - 1).replace(/\.?0+e/, "e").replace("e+", "e");
-  else if (Number.isInteger(value)) text = Math.abs(value).toLocaleString("en-US").padStart(value < 0 ? 2 : 1, "-");
+  else if (Number.isInteger(value)) text = GROUPED.format(value);
   else text = String(Number(value.toPrecision(digits)));
   return text.replace(/^-/, "−");
 }
@@ -46,9 +51,11 @@ export function cellText(value, flag, scale, digits = 3) {
   return scale === "share" ? `${number(value * 100, digits)} %` : number(value, digits);
 }
 
+const GROUPED = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+
 /** 1234 → "1,234". */
 export function count(value) {
-  return Math.round(value).toLocaleString("en-US");
+  return GROUPED.format(value);
 }
 
 /** "1 layer", "2 layers". */

@@ -13,18 +13,14 @@ export function cells(heat, app) {
     const under = heat.under(event.clientX, event.clientY);
     const mark = under && heat.markAt(under);
     plot.style.cursor = mark ? "pointer" : "";
-    if (heat.hover?.at !== under?.at) {
-      heat.hover = under;
-      heat.redraw();
-    }
+    heat.point(under);
     if (under) app.tooltip.show(event.clientX, event.clientY, ...heat.describe(under, mark));
     else app.tooltip.hide();
   });
 
   plot.addEventListener("pointerleave", () => {
-    heat.hover = null;
+    heat.point(null);
     app.tooltip.hide();
-    heat.redraw();
   });
 
   plot.addEventListener("pointerdown", (event) => {

@@ -3,6 +3,7 @@ import { CODE, CODES } from "./colors.js";
 import { FLAG, power } from "./format.js";
 
 const SAMPLE = 40000;
+const MEDIAN_ROWS = 200;
 const DECADES_AT_MOST = 14;
 
 /** The share `q` of sorted values lies below the result. */
@@ -32,11 +33,8 @@ export class Grid {
     // What only every tenth record shows is taken to last until the next one; a longer silence is a silence.
     this.gap = usualGap(Array.from({ length: Math.max(0, this.columns - 1) }, (_, at) => steps[at + 1] - last[at]));
     this.gaps = new Map();
-  }
-
-  /** Whether a column stands for several records. */
-  get pooled() {
-    return this.steps.some((step, column) => this.last[column] > step);
+    // Whether a column stands for several records.
+    this.pooled = steps.some((step, column) => last[column] > step);
   }
 
   /** The step before which a column ends. */
@@ -123,10 +121,15 @@ function differenceFlag(a, b, scale) {
   return scale === "log" && (a === FLAG.zero) !== (b === FLAG.zero) ? FLAG.zero : FLAG.value;
 }
 
+/** How a statistic is coloured; a count of zero is the healthy end of its scale, and nothing to be pointed out. */
+export function kindOf(statistic) {
+  return statistic.scale === "log" && ["elements", "tensors"].includes(statistic.unit) ? "count" : statistic.scale;
+}
+
 /** From values to colours: the ends of the scale, its palette, and the marks of its legend. */
 export class Scale {
   /**
-   * @param kind "log", "share", "linear" (signed) or "difference"
+   * @param kind "log", "count", "share", "linear" (signed) or "difference"
    * @param grid the values that the ends are taken from
    * @param statistic of the layout
    */
@@ -136,16 +139,17 @@ export class Scale {
     this.palette = kind === "linear" || kind === "difference" ? "diverging" : "viridis";
     const sample = this.#sample(grid);
     if (kind === "share") [this.low, this.high] = [0, 1];
+    else if (kind === "count") [this.low, this.high] = [0, Math.max(1, Math.ceil(quantile(sample, 1) || 0))];
     else if (this.palette === "diverging") {
       const widest = Math.max(Math.abs(quantile(sample, 0.005)), Math.abs(quantile(sample, 0.995))) || 1;
       this.high = kind === "difference" && statistic.scale === "log" ? Math.max(1, Math.ceil(widest)) : widest;
       this.low = -this.high;
     } else {
-      this.high = Math.ceil(quantile(sample, 0.998) || 0);
-      this.low = Math.max(Math.floor(quantile(sample, 0.002) || 0), this.high - DECADES_AT_MOST);
+      this.high = Math.ceil(quantile(sample, 0.995) || 0);
+      this.low = Math.max(Math.floor(quantile(sample, 0.005) || 0), this.high - DECADES_AT_MOST);
       if (this.high - this.low < 2) this.low = this.high - 2;
     }
-    this.middle = sample.length ? this.place(kind === "log" ? 10 ** quantile(sample, 0.5) : quantile(sample, 0.5)) : 0.5;
+    this.middle = sample.length ? this.#share(quantile(sample, 0.5)) : 0.5;
     this.badness = this.#badness();
   }
 
@@ -153,15 +157,24 @@ export class Scale {
     const stride = Math.max(1, Math.floor(grid.values.length / SAMPLE));
     const sample = [];
     for (let at = 0; at < grid.values.length; at += stride) {
-      if (grid.flags[at] === FLAG.value) sample.push(this.kind === "log" ? Math.log10(grid.values[at]) : grid.values[at]);
+      if (grid.flags[at] === FLAG.value) sample.push(this.#stretched(grid.values[at]));
     }
     return Float64Array.from(sample.filter(Number.isFinite)).sort();
   }
 
+  #stretched(value) {
+    if (this.kind === "log") return Math.log10(value);
+    return this.kind === "count" ? Math.log10(1 + value) : value;
+  }
+
+  #share(stretched) {
+    const share = (stretched - this.low) / (this.high - this.low);
+    return share > 0 ? Math.min(1, share) : 0;
+  }
+
   /** Where a value lies on the scale, from 0 to 1. */
   place(value) {
-    const share = ((this.kind === "log" ? Math.log10(value) : value) - this.low) / (this.high - this.low);
-    return share > 0 ? Math.min(1, share) : 0;
+    return this.#share(this.#stretched(value));
   }
 
   /** The code of a value with its flag. */
@@ -177,13 +190,18 @@ export class Scale {
     return this.kind === "log" || this.kind === "difference" ? CODE.zero : Math.round(this.place(0) * (CODES - 1));
   }
 
+  /** Whether what is usual is said by the other layers of the step, for lack of a range that is good. */
+  get relative() {
+    return this.kind === "log" && !this.statistic.good;
+  }
+
   /** How much a code deserves to be seen among others; the ordinary ones by their distance from what is healthy or usual. */
   #badness() {
     const badness = new Float32Array(256);
     const good = this.statistic.good?.map((value) => this.place(value));
     for (let code = 0; code < CODES; code++) {
       const place = code / (CODES - 1);
-      if (this.kind === "share") badness[code] = 1 + place;
+      if (this.kind === "share" || this.kind === "count") badness[code] = 1 + place;
       else if (this.palette === "diverging") badness[code] = 1 + Math.abs(place - 0.5);
       else if (good) badness[code] = 1 + Math.max(0, good[0] - place, place - good[1]) + Math.abs(place - (good[0] + good[1]) / 2) / 1e3;
       else badness[code] = 1 + Math.abs(place - this.middle);
@@ -198,6 +216,7 @@ export class Scale {
   marks() {
     const at = (value, text) => ({ place: (value - this.low) / (this.high - this.low), text });
     if (this.kind === "share") return [0, 0.25, 0.5, 0.75, 1].map((value) => at(value, `${value * 100} %`));
+    if (this.kind === "count") return Array.from({ length: this.high + 1 }, (_, exponent) => at(exponent, exponent ? power(exponent) : "0"));
     if (this.kind === "log") {
       const every = Math.ceil((this.high - this.low) / 6);
       const marks = [];
@@ -213,6 +232,11 @@ export class Scale {
     };
     return [this.low, 0, this.high].map((value) => at(value, text(value)));
   }
+}
+
+function sampleOf(rows) {
+  const stride = Math.max(1, Math.ceil(rows / MEDIAN_ROWS));
+  return Array.from({ length: Math.ceil(rows / stride) }, (_, at) => at * stride);
 }
 
 /** The colour codes of rows and of groups of rows, computed when they are first seen. */
@@ -251,13 +275,22 @@ export class Painter {
     return codes;
   }
 
+  /** How much a code at a column deserves to be seen. */
+  badness(code, column) {
+    if (!this.scale.relative || code >= CODES) return this.scale.badness[code];
+    this.usual ??= this.#median(sampleOf(this.grid.rows.length));
+    // All layers get smaller gradients as training goes on: what is odd is odd among its neighbours, not among the steps.
+    return 1 + Math.abs(code - this.usual[column]) / CODES;
+  }
+
   #worst(rows) {
     const worst = new Uint8Array(this.grid.columns).fill(CODE.none);
-    const { badness } = this.scale;
+    const most = new Float32Array(this.grid.columns);
     for (const row of rows) {
       const codes = this.row(row);
       for (let column = 0; column < worst.length; column++) {
-        if (badness[codes[column]] > badness[worst[column]]) worst[column] = codes[column];
+        const badness = this.badness(codes[column], column);
+        if (badness > most[column]) [worst[column], most[column]] = [codes[column], badness];
       }
     }
     return worst;
@@ -266,10 +299,14 @@ export class Painter {
   #median(rows) {
     const all = rows.map((row) => this.row(row));
     const median = new Uint8Array(this.grid.columns).fill(CODE.none);
-    const order = (code) => (code === CODE.zero ? -1 : code);
+    // Zero is less than every other value; codes of infinity and NaN are above them as they are.
+    const order = [CODE.zero, ...Array(CODE.zero).keys()];
+    const counts = new Uint32Array(256);
     for (let column = 0; column < median.length; column++) {
-      const codes = all.map((row) => row[column]).filter((code) => code !== CODE.none);
-      if (codes.length) median[column] = codes.sort((a, b) => order(a) - order(b))[(codes.length - 1) >> 1];
+      counts.fill(0);
+      for (const row of all) counts[row[column]]++;
+      let before = (all.length - counts[CODE.none]) / 2;
+      if (before > 0) median[column] = order.find((code) => (before -= counts[code]) <= 0);
     }
     return median;
   }

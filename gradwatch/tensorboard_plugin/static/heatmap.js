@@ -1,6 +1,6 @@
 // The heat-map: layers in forward order against steps.
 import { Steps } from "./axis.js";
-import { el, icon, perFrame, shown } from "./dom.js";
+import { context, el, icon, perFrame, shown } from "./dom.js";
 import { count, plural, span, title } from "./format.js";
 import { badge, lasting } from "./markers.js";
 import { Raster } from "./raster.js";
@@ -8,6 +8,7 @@ import { Raster } from "./raster.js";
 const READABLE = 18;
 const TALLEST = 26;
 const LABEL_EVERY = 13;
+const CHARACTER = 6.9;
 
 /** Labels and canvas share one scrolling box; only what is in view exists. */
 export class Heatmap {
@@ -17,13 +18,15 @@ export class Heatmap {
     this.hover = null;
     this.labels = new Map();
     this.canvas = el("canvas", { class: "gw-map-canvas", test: "gw-heatmap", "aria-hidden": "true" });
+    this.marks = el("canvas", { class: "gw-marks-canvas", "aria-hidden": "true" });
     this.tree = el("div", { class: "gw-labels", role: "tree", "aria-label": "Layers, in forward order" });
     this.cursorLine = el("div", { class: "gw-cursor" });
     this.cell = el("div", { class: "gw-cell" });
     this.brush = el("div", { class: "gw-brush", hidden: true });
     this.hoverRow = el("div", { class: "gw-hover-row", hidden: true });
-    this.plot = el("div", { class: "gw-plot" }, this.canvas, this.hoverRow, this.cursorLine, this.cell, this.brush);
-    this.sticky = el("div", { class: "gw-sticky" }, this.tree, this.plot);
+    this.plot = el("div", { class: "gw-plot" }, this.canvas, this.hoverRow, this.cursorLine, this.cell, this.marks, this.brush);
+    this.ticks = el("div", { class: "gw-ticks", "aria-hidden": "true" });
+    this.sticky = el("div", { class: "gw-sticky" }, this.tree, this.plot, this.ticks);
     this.spacer = el("div", { class: "gw-spacer" });
     this.element = el(
       "div",
@@ -63,6 +66,7 @@ export class Heatmap {
   render(model) {
     this.model = model;
     if (!model?.painter) return;
+    this.#gutter(model);
     this.width = this.plot.clientWidth;
     const rowHeight = this.rowHeight;
     const total = rowHeight * model.rows.length;
@@ -75,9 +79,33 @@ export class Heatmap {
     this.scroll = Math.min(this.element.scrollTop, Math.max(0, total - height));
     this.first = Math.floor(this.scroll / rowHeight);
     this.end = Math.min(model.rows.length, Math.ceil((this.scroll + height) / rowHeight));
-    this.#draw(height, rowHeight);
+    const { painter, rowsKey, aggregate, theme, from, to, marks, parameters } = model;
+    const drawn = [painter, rowsKey, aggregate, theme, from, to, marks, parameters, this.scroll, this.width, height, rowHeight, window.devicePixelRatio];
+    if (!this.drawn || drawn.some((part, at) => part !== this.drawn[at])) {
+      this.drawn = drawn;
+      this.#draw(height, rowHeight);
+      this.#tick(total, height);
+    }
     this.#label(rowHeight);
     this.#overlay();
+  }
+
+  /** Shows which row is pointed at. */
+  point(under) {
+    if (this.hover?.at === under?.at) return;
+    this.hover = under;
+    this.#overlay();
+  }
+
+  /** Labels get what the longest of them needs, so that folding moves nothing sideways. */
+  #gutter(model) {
+    const key = `${model.query ? model.rowsKey : ""} ${this.element.clientWidth}`;
+    if (this.gutterOf === model.tree && this.gutterKey === key) return;
+    [this.gutterOf, this.gutterKey] = [model.tree, key];
+    const longest = model.query ? Math.max(0, ...model.rows.map(({ label }) => label.length + 2)) : model.tree.widest();
+    const most = Math.max(110, Math.min(340, this.element.clientWidth * 0.34));
+    const width = Math.round(Math.min(most, Math.max(118, 44 + longest * CHARACTER)));
+    this.app.root.style.setProperty("--gw-gutter", `${width}px`);
   }
 
   #draw(height, rowHeight) {
@@ -91,9 +119,7 @@ export class Heatmap {
       canvas.style.height = `${height}px`;
     }
     this.raster.draw(w, h, this.#strips(h, rowHeight, ratio), this.steps, model.painter.scale, model.theme);
-    const ctx = canvas.getContext("2d");
-    ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
-    this.#mark(ctx, rowHeight);
+    this.#mark(context(this.marks, this.width, height), rowHeight);
   }
 
   #strips(h, rowHeight, ratio) {
@@ -154,16 +180,42 @@ export class Heatmap {
     }
   }
 
+  /** Where causes are, of rows that may be out of view. */
+  #tick(total, height) {
+    const { model } = this;
+    const causes = total > height ? model.marks.filter(({ cause }) => cause) : [];
+    const ticks = causes.map((mark) => {
+      const at = this.rowOf(model.leafOf(mark.layer));
+      if (at < 0) return null;
+      const click = () => this.app.select(mark.finding.layer, mark.finding.first_step);
+      const tick = el("button", { type: "button", tabindex: "-1", class: `gw-tick gw-${mark.finding.severity}`, title: `${mark.number}: ${shown(mark.layer)}`, on: { click } });
+      tick.style.top = `${Math.min(height - 5, ((at + 0.5) / model.rows.length) * height - 2)}px`;
+      return tick;
+    });
+    this.ticks.replaceChildren(...ticks.filter(Boolean));
+  }
+
+  /** The rows that have space for a label; where there is not enough for all, groups come before what is in them. */
+  #labelled(rowHeight) {
+    const { rows } = this.model;
+    const places = Array.from({ length: this.end - this.first }, (_, at) => this.first + at);
+    if (rowHeight >= LABEL_EVERY) return places;
+    const taken = new Set();
+    return places
+      .sort((a, b) => rows[a].depth - rows[b].depth || a - b)
+      .filter((at) => {
+        const slot = Math.floor((at * rowHeight - this.scroll) / LABEL_EVERY);
+        const y = (at * rowHeight - this.scroll) % LABEL_EVERY;
+        // A label covers its own slot and, but for its first pixel, the next one.
+        if (taken.has(slot) || taken.has(slot + 1) || (taken.has(slot - 1) && y < LABEL_EVERY / 2)) return false;
+        taken.add(slot);
+        return true;
+      });
+  }
+
   #label(rowHeight) {
     const { model } = this;
-    const wanted = new Map();
-    let below = -Infinity;
-    for (let at = this.first; at < this.end; at++) {
-      const top = at * rowHeight - this.scroll;
-      if (top - below < LABEL_EVERY && rowHeight < LABEL_EVERY) continue;
-      below = top;
-      wanted.set(model.rows[at].key, { row: model.rows[at], top, at });
-    }
+    const wanted = new Map(this.#labelled(rowHeight).map((at) => [model.rows[at].key, { row: model.rows[at], top: at * rowHeight - this.scroll, at }]));
     for (const [key, label] of this.labels) {
       if (!wanted.has(key)) {
         label.element.remove();
@@ -281,6 +333,13 @@ export class Heatmap {
     const [top, bottom] = [at * this.rowHeight, (at + 1) * this.rowHeight];
     if (top < this.element.scrollTop) this.element.scrollTop = top - this.rowHeight;
     else if (bottom > this.element.scrollTop + this.viewHeight) this.element.scrollTop = bottom - this.viewHeight + this.rowHeight;
+  }
+
+  /** Tells screen readers what the picture is of. */
+  describeAll() {
+    const { statistic, rows, from, to } = this.model;
+    const text = `Heat-map of ${shown(statistic.title)}: ${plural(rows.length, "row")} over ${span(from, to)}. Arrow keys move; the figures are read out.`;
+    if (this.element.getAttribute("aria-label") !== text) this.element.setAttribute("aria-label", text);
   }
 
   /** What stands in a cell, as the lines of a tooltip. */

@@ -1,6 +1,6 @@
 // What was found: the first cause of each incident, and what follows from it.
 import { el, icon } from "./dom.js";
-import { count, number, plural, span, title } from "./format.js";
+import { count, number, plural, sentence, span, title } from "./format.js";
 
 const SHOWN = 40;
 
@@ -13,9 +13,8 @@ export class Incidents {
   }
 
   render(model) {
-    const key = JSON.stringify([model.run, model.last, model.records, model.incidents]);
-    if (this.key !== key) {
-      this.key = key;
+    if (this.incidents !== model.incidents || this.layout !== model.layout) {
+      [this.incidents, this.layout] = [model.incidents, model.layout];
       this.#build(model);
     }
     for (const item of this.list.querySelectorAll("[data-testid=gw-incident]")) {
@@ -99,10 +98,6 @@ export class Incidents {
     const rest = findings.length - SHOWN;
     return el("div", {}, ...buttons, rest > 0 ? el("p", { class: "gw-muted", text: `and ${count(rest)} more` }) : null);
   }
-}
-
-function sentence(text) {
-  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 /** Evidence as pairs; what JSON has no number for comes as a word. */

@@ -1,13 +1,15 @@
 // The table of layers: status, newest values, trend.
 import { css, lineColors, specialColors } from "./colors.js";
 import { context, el, perFrame, shown } from "./dom.js";
-import { FLAG, cellText, plural, title } from "./format.js";
+import { FLAG, cellText, count, plural, sentence, title } from "./format.js";
 
 const ROW = 30;
 const ROWS_IN_VIEW = 14;
 const COLUMNS_AT_MOST = 6;
 const SPARK = { width: 120, height: 22 };
-const ORDER = { critical: 0, warning: 1, "not observed": 2, ok: 3 };
+// Least widths of the columns, in pixels, and what the style sheet puts between and around them.
+const [STATUS, NAME, TYPE, NUMBER, GAP, PADDING] = [142, 170, 84, 84, 12, 8];
+const ORDER = { critical: 0, warning: 1, "not observed": 2, "–": 3, ok: 4 };
 
 export class Layers {
   constructor(app) {
@@ -41,13 +43,13 @@ export class Layers {
       { id: "status", title: "Status" },
       { id: null, title: "Layer" },
       { id: "type", title: "Type" },
-      ...this.statistics.map((statistic) => ({ id: statistic.id, title: statistic.title, number: true, describe: statistic.describe })),
+      ...this.statistics.map((statistic) => ({ id: statistic.id, title: sentence(statistic.title), number: true, describe: statistic.describe })),
       { id: "trend", title: "Gradient, trend", fixed: true },
     ];
-    this.scroller.style.setProperty(
-      "--gw-columns",
-      `138px minmax(170px, 1.6fr) minmax(90px, 0.7fr) ${this.statistics.map(() => "minmax(84px, 0.6fr)").join(" ")} ${SPARK.width + 16}px`,
-    );
+    const numbers = this.statistics.map(() => `minmax(${NUMBER}px, 0.6fr)`).join(" ");
+    this.scroller.style.setProperty("--gw-columns", `${STATUS}px minmax(${NAME}px, 1.6fr) minmax(${TYPE}px, 0.7fr) ${numbers} ${SPARK.width}px`);
+    const gaps = (columns.length - 1) * GAP + 2 * PADDING;
+    this.scroller.style.setProperty("--gw-table-width", `${STATUS + NAME + TYPE + this.statistics.length * NUMBER + SPARK.width + gaps}px`);
     this.head.replaceChildren(...columns.map((column) => this.#header(column)));
     this.shown = this.#sorted(model.table.rows.filter((row) => row.layer.toLowerCase().includes(model.query.toLowerCase())));
     this.scroller.setAttribute("aria-rowcount", this.shown.length + 1);
@@ -77,7 +79,7 @@ export class Layers {
     const { by, down } = this.sort;
     if (by === null) return down ? [...rows].reverse() : rows;
     const key = (row) => {
-      if (by === "status") return ORDER[row.status] ?? 4;
+      if (by === "status") return ORDER[row.status] ?? 5;
       if (by === "type") return row.type;
       const { value, flag = FLAG.none } = row.last?.[by] ?? {};
       if (flag === FLAG.none) return down ? -Infinity : Infinity;
@@ -88,6 +90,12 @@ export class Layers {
       const [x, y] = [key(a), key(b)];
       return x < y ? -sign : x > y ? sign : 0;
     });
+  }
+
+  /** "12 of 2,000 layers". */
+  count() {
+    const [found, all] = [this.shown?.length ?? 0, this.table?.rows.length ?? 0];
+    return found === all ? plural(all, "layer") : `${count(found)} of ${plural(all, "layer")}`;
   }
 
   /** Only rows in view exist. */
@@ -173,12 +181,13 @@ export class Layers {
 }
 
 function status(row) {
-  const kinds = row.kinds?.map(title).join(", ");
-  const text = row.status === "ok" || row.status === "not observed" ? row.status : kinds || row.status;
-  return [
-    el("span", { class: `gw-dot gw-${row.status.replaceAll(" ", "-")}` }),
-    el("span", { class: "gw-name", text, title: kinds ? `${row.status}: ${kinds}` : shown(row.status) }),
-  ];
+  const kinds = [...(row.kinds ?? []).map(title), ...(row.over ?? []).map((kind) => `${title(kind)} (over)`)].join(", ");
+  const sick = row.status === "critical" || row.status === "warning";
+  const text = (sick && kinds) || row.status;
+  // While something lasts elsewhere in the run, a layer of which nothing was found is not certified.
+  const meaning = row.status === "–" ? "nothing found here" : row.status;
+  const dot = sick ? row.status : row.status === "ok" ? "ok" : row.status === "–" ? "unsure" : "unseen";
+  return [el("span", { class: `gw-dot gw-${dot}` }), el("span", { class: "gw-name", text, title: kinds ? `${meaning}: ${kinds}` : shown(meaning) })];
 }
 
 function drawSpark(canvas, spark, theme) {
@@ -215,7 +224,3 @@ function drawSpark(canvas, spark, theme) {
   ctx.stroke();
 }
 
-/** "12 of 2,000 layers". */
-export function foundText(found, all) {
-  return found === all ? plural(all, "layer") : `${found} of ${plural(all, "layer")}`;
-}

@@ -1,6 +1,7 @@
 // What the colours of the heat-map mean.
 import { colorAt, css, specialColors } from "./colors.js";
 import { el } from "./dom.js";
+import { sentence } from "./format.js";
 
 const STOPS = 24;
 
@@ -26,7 +27,7 @@ export class Legend {
     const compared = scale.kind === "difference";
     const zero = compared ? "zero in one run" : "exactly zero";
     const swatches = [
-      scale.statistic.scale === "log" ? swatch(css(special.zero), zero) : null,
+      scale.kind === "log" || (compared && scale.statistic.scale === "log") ? swatch(css(special.zero), zero) : null,
       swatch(css(special.nan), "NaN"),
       swatch(css(special.inf), "infinite"),
       swatch(null, compared ? "not in both runs" : "not recorded", "gw-hatched"),
@@ -38,7 +39,7 @@ export class Legend {
           el("span", { class: "gw-chip" }, el("span", { class: "gw-pip" }), el("span", { text: "consequence" })),
         ]
       : [];
-    const unit = compared ? `${model.run} against ${model.compare}` : model.statistic.title;
+    const unit = compared ? `${model.run} against ${model.compare}` : sentence(model.statistic.title);
     this.element.replaceChildren(
       el("div", { class: "gw-scale" }, el("span", { class: "gw-scale-title", text: unit, title: unit }), el("div", { class: "gw-scale-box" }, bar, el("div", { class: "gw-scale-marks" }, ...marks))),
       el("div", { class: "gw-chips" }, ...swatches.filter(Boolean), ...findings),

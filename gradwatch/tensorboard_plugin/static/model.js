@@ -1,16 +1,20 @@
 // What is shown: made of the state and of what the source has answered.
 import { Steps } from "./axis.js";
+import { shown } from "./dom.js";
 import { cellText } from "./format.js";
-import { Grid, Painter, Scale, difference, everRecorded } from "./grid.js";
+import { Grid, Painter, Scale, difference, everRecorded, kindOf } from "./grid.js";
 import { marksOf } from "./markers.js";
 import { readingOf } from "./reading.js";
 import { Tree } from "./tree.js";
+
+const KNOWN_OWNERS = new WeakMap();
+const NOBODY = new Map();
 
 /** Grids of one run, or of the difference of two, with the colours of their values. */
 export async function painterOf(answers, { run, compare, statistic, scale, from, to, width, layer }) {
   const options = { from, to, width, layer };
   const own = new Grid(await answers.grid(run, statistic.id, options));
-  if (!compare) return Object.assign(new Painter(own, scale ?? new Scale(statistic.scale, own, statistic)), { own });
+  if (!compare) return Object.assign(new Painter(own, scale ?? new Scale(kindOf(statistic), own, statistic)), { own });
   const other = new Grid(await answers.grid(compare, statistic.id, options));
   const both = difference(own, other, statistic.scale);
   return Object.assign(new Painter(both, scale ?? new Scale("difference", both, statistic)), { own, other });
@@ -49,9 +53,10 @@ export class Modeller {
     const layout = answers.get("layout");
     const incidents = answers.get("incidents");
     const base = answers.get("base");
-    const run = answers.get("runs")?.find(({ name }) => name === state.run);
     const model = { ...state, ...look, run: state.run, layout, incidents, loss: answers.get("loss"), table: answers.get("table") };
-    model.records = run?.records ?? 0;
+    model.records = layout?.records ?? 0;
+    // Until somebody chooses, the layer that is looked at is the one that is worst.
+    model.layer = layerOf(state, layout, incidents);
     model.first = layout?.firstStep ?? 0;
     model.last = layout?.lastStep ?? 0;
     // What only full records show is seen a cadence apart.
@@ -62,10 +67,10 @@ export class Modeller {
     model.step = Math.min(model.last, Math.max(model.first, state.step ?? model.last));
     model.statistic = statisticOf(layout, state.statistic);
     model.stepsOver = (width) => new Steps(model.from, model.to, width);
-    model.shortName = (name) => name.split(".").slice(-2).join(".");
-    model.series = state.layer ? answers.get("series") : null;
+    model.shortName = (name) => shown(name.split(".").slice(-2).join("."));
+    model.series = answers.get("series")?.name === model.layer ? answers.get("series") : null;
     model.flow = answers.get("flow");
-    const owners = memo.of("owners", [layout], () => ownersOf(layout));
+    const owners = ownersOf(layout);
     model.layerOf = (name) => owners.get(name) ?? null;
     model.marks = memo.of("marks", [incidents, owners], () => marksOf(incidents ?? [], model.layerOf));
     if (layout && base) this.#rows(model, base, answers);
@@ -89,6 +94,8 @@ export class Modeller {
       const rows = query ? tree.found(query, model.opened, parameters) : tree.rows(open, model.opened, parameters);
       return [rows, ++this.rowsKey];
     });
+    // Whatever arrives of them has to be drawn.
+    model.parameters = [...model.opened].map((name) => answers.get(`parameters ${name}`)).filter(Boolean).length;
     const detail = answers.get("detail");
     model.painter = detail && covers(detail, model) && detail.scale === base.scale ? detail : base;
     this.#cells(model, answers);
@@ -146,11 +153,24 @@ export function statisticOf(layout, id) {
   return layout?.statistics.find((statistic) => statistic.id === id) ?? layout?.statistics[0];
 }
 
+/** The layer of a state; before anybody has chosen one, that of the first critical incident, or of the first one at all. */
+export function layerOf(state, layout, incidents) {
+  if (state.layer !== undefined) return state.layer;
+  if (!layout || !incidents) return undefined;
+  const owners = ownersOf(layout);
+  const causes = incidents.map(({ cause }) => cause).filter(({ layer }) => owners.has(layer));
+  const worst = causes.find(({ severity }) => severity === "critical") ?? causes[0];
+  return worst ? owners.get(worst.layer) : layout.layers.find(({ parameters }) => parameters.length)?.name;
+}
+
 /** A finding's layer or parameter → the layer whose row it belongs to. */
 function ownersOf(layout) {
+  if (!layout) return NOBODY;
+  if (KNOWN_OWNERS.has(layout)) return KNOWN_OWNERS.get(layout);
   const owners = new Map();
-  for (const layer of layout?.layers ?? []) for (const name of layer.parameters) owners.set(name, layer.name);
-  for (const layer of layout?.layers ?? []) owners.set(layer.name, layer.name);
+  for (const layer of layout.layers) for (const name of layer.parameters) owners.set(name, layer.name);
+  for (const layer of layout.layers) owners.set(layer.name, layer.name);
+  KNOWN_OWNERS.set(layout, owners);
   return owners;
 }
 

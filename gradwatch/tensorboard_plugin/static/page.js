@@ -15,6 +15,8 @@ const KEYS = [
   ["Enter", "choose, fold or unfold"],
   ["+ − 0", "zoom in, out, all"],
   ["Shift ← →", "pan"],
+  ["drag", "zoom in"],
+  ["double-click", "all steps"],
 ];
 
 /** A card with a heading; `tools` stand beside it. */
@@ -76,10 +78,10 @@ export function build(root, parts, on) {
     { class: "gw-tools" },
     el("span", { class: "gw-search-field" }, icon("search"), page.search, page.found),
     pick("aggregate", "Groups show", "gw-aggregate-select"),
-    el("span", { class: "gw-group", role: "group", "aria-label": "Rows" }, iconButton("fold", "Fold all groups", on.fold, "gw-fold-all"), iconButton("unfold", "Unfold all groups", on.unfold, "gw-unfold-all"), page.fit),
-    el("span", { class: "gw-group", role: "group", "aria-label": "Steps" }, iconButton("minus", "Zoom out", on.zoomOut), iconButton("plus", "Zoom in", on.zoomIn), page.zoomReset),
+    el("span", { class: "gw-buttons", role: "group", "aria-label": "Rows" }, iconButton("fold", "Fold all groups", on.fold, "gw-fold-all"), iconButton("unfold", "Unfold all groups", on.unfold, "gw-unfold-all"), page.fit),
+    el("span", { class: "gw-buttons", role: "group", "aria-label": "Steps" }, iconButton("minus", "Zoom out", on.zoomOut), iconButton("plus", "Zoom in", on.zoomIn), page.zoomReset),
   );
-  const help = el("p", { class: "gw-keys gw-muted", id: "gw-keys" }, ...KEYS.flatMap(([key, what]) => [el("kbd", { text: key }), ` ${what}   `]), "drag to zoom, double-click for all steps");
+  const help = el("p", { class: "gw-keys gw-muted", id: "gw-keys" }, ...KEYS.map(([key, what]) => el("span", {}, el("kbd", { text: key }), ` ${what}`)));
   page.statisticField = pick("statistic", "Statistic", "gw-statistic-select");
   page.statisticField.classList.add("gw-main-select");
   page.selected = el("code", { class: "gw-name gw-selected-layer", test: "gw-selected-layer" });

@@ -16,7 +16,7 @@ export function readingOf(painter, names, row, step, mode) {
     const recorded = recordedAt(known[0]);
     return { value: text(known[0]), notes: [], recorded, held: step > recorded.last };
   }
-  const badness = (cell) => scale.badness[scale.code(cell.value, cell.flag)];
+  const badness = (cell) => painter.badness(scale.code(cell.value, cell.flag), column);
   const worst = known.reduce((a, b) => (badness(b) > badness(a) ? b : a));
   const values = Float64Array.from(known.filter((cell) => cell.flag === FLAG.value || cell.flag === FLAG.zero), (cell) =>
     cell.flag === FLAG.zero ? 0 : cell.value,

@@ -1,28 +1,32 @@
 // One layer over the steps: what comes forward, what comes back, and what reaches its parameters.
 import { Axis, drawLine } from "./chart.js";
 import { lineColors } from "./colors.js";
-import { context, el } from "./dom.js";
-import { FLAG, cellText, count, number } from "./format.js";
+import { context, el, put, shown } from "./dom.js";
+import { FLAG, cellText, span } from "./format.js";
 import { badge } from "./markers.js";
 
 const HEIGHT = 92;
 const LEFT = 46;
 
+// `telling`: lines that were zero throughout are left out.
 const PANELS = [
-  { title: "Activation, rms", kind: "log", of: (one) => one.tensor === "activation" && one.scale === "log" },
-  { title: "Gradients, rms", kind: "log", of: (one) => one.tensor.endsWith("_grad") && one.scale === "log" && one.unit !== "1" },
-  { title: "Ratios", kind: "log", of: (one) => one.unit === "1" && one.scale === "log" },
-  { title: "Shares", kind: "share", of: (one) => one.scale === "share" },
+  { title: "Activation, rms", kind: "log", of: (one) => one.tensor === "activation" && one.statistic === "rms" },
+  { title: "Gradients, rms", kind: "log", of: (one) => one.tensor.endsWith("_grad") && one.statistic === "rms" },
+  { title: "Ratios", kind: "log", of: (one) => one.unit === "1" && one.scale === "log" && one.statistic !== "stale" },
+  { title: "Weights and updates, rms", kind: "log", of: (one) => !one.tensor.endsWith("_grad") && one.tensor !== "activation" && one.statistic === "rms" },
+  { title: "Shares", kind: "share", telling: true, of: (one) => one.scale === "share" },
+  { title: "Left over from the step before", kind: "log", telling: true, of: (one) => one.statistic === "stale" },
+  { title: "NaN and infinite elements", kind: "log", telling: true, of: (one) => one.statistic === "nonfinite" },
 ];
 
-const LABELS = { activation: "output", activation_grad: "dL/d output", input_grad: "dL/d input" };
+const LABELS = { activation: "activation", activation_grad: "dL/da", input_grad: "dL/dz", parameter: "", update: "update of" };
 
 /** What a line is called beside the others of its layer. */
 function label(one, layer) {
   const parameter = one.name?.startsWith(`${layer}.`) ? one.name.slice(layer.length + 1) : one.name;
-  if (one.tensor === "parameter_grad" && one.scale === "log") return `dL/d ${parameter}`;
-  const what = one.statistic === "rms" ? LABELS[one.tensor] ?? one.tensor : one.statistic.replaceAll("_", " ");
-  return one.name && one.name !== layer ? `${what}, ${parameter}` : what;
+  if (one.tensor === "parameter_grad" && one.statistic === "rms") return `dL/d ${parameter}`;
+  const what = one.statistic === "rms" ? (LABELS[one.tensor] ?? one.tensor) : (one.id ?? one.statistic).replaceAll("_", " ");
+  return one.name && one.name !== layer ? `${what} ${parameter}`.trim() : what;
 }
 
 export class Series {
@@ -50,12 +54,14 @@ export class Series {
     }
     for (const kind of PANELS) {
       const lines = series.series.filter((one) => kind.of(one) && one.flags.some((flag) => flag !== FLAG.none));
-      // Shares that were zero throughout say nothing that a line would say better.
-      const told = kind.kind === "share" ? lines.filter((one) => one.values.some((value) => value > 0)) : lines;
+      const told = kind.telling ? lines.filter((one) => one.values.some((value) => value > 0)) : lines;
       if (!told.length) continue;
       const canvas = el("canvas", { class: "gw-chart", role: "img" });
-      const chips = el("span", { class: "gw-chips" });
-      const panel = { ...kind, lines: told, canvas, chips };
+      const swatches = told.map(() => el("i", { class: "gw-swatch" }));
+      const values = told.map(() => el("b"));
+      const chip = (one, at) => el("span", { class: "gw-chip" }, swatches[at], el("span", { text: `${label(one, series.name)} ` }), values[at]);
+      const chips = el("span", { class: "gw-chips" }, ...told.map(chip));
+      const panel = { ...kind, lines: told, canvas, chips, swatches, values };
       canvas.addEventListener("pointermove", (event) => this.#hover(event));
       canvas.addEventListener("pointerdown", (event) => this.#pick(event));
       this.panels.push(panel);
@@ -93,15 +99,13 @@ export class Series {
       ctx.fillStyle = ink.accent;
       ctx.fillRect(LEFT + steps.center(model.step) - 0.75, 0, 1.5, HEIGHT);
     }
-    const chips = panel.lines.map((one, index) => {
-      const swatch = el("i", { class: "gw-swatch" });
-      swatch.style.background = colors[index % colors.length];
+    panel.lines.forEach((one, index) => {
       const at = newest(one, model.step);
-      const value = at < 0 ? "–" : cellText(one.values[at] ?? NaN, one.flags[at], one.scale);
-      return el("span", { class: "gw-chip" }, swatch, el("span", { text: label(one, this.series.name) }), el("b", { text: value }));
+      panel.swatches[index].style.background = colors[index % colors.length];
+      put(panel.values[index], at < 0 ? "–" : cellText(one.values[at] ?? NaN, one.flags[at], one.scale));
     });
-    panel.chips.replaceChildren(...chips);
-    panel.canvas.setAttribute("aria-label", `${panel.title} of ${model.layer} over steps ${steps.from} to ${steps.to}: ${panel.chips.textContent}`);
+    const said = `${panel.title} of ${shown(model.layer)} over ${span(steps.from, steps.to)}: ${[...panel.chips.children].map((chip) => chip.textContent).join(", ")}`;
+    panel.canvas.setAttribute("aria-label", said);
     this.steps = steps;
   }
 
@@ -120,14 +124,6 @@ export class Series {
   #pick(event) {
     event.target.setPointerCapture?.(event.pointerId);
     this.app.change({ step: this.steps.step(event.offsetX - LEFT) });
-  }
-
-  /** The figures of the layer at the step, as a sentence. */
-  summary() {
-    const lines = this.panels.flatMap((panel) => panel.lines);
-    const at = (one) => newest(one, this.model.step);
-    const said = lines.filter((one) => at(one) >= 0).map((one) => `${label(one, this.series.name)} ${cellText(one.values[at(one)] ?? NaN, one.flags[at(one)], one.scale)}`);
-    return `${this.series.name}, step ${count(this.model.step)}: ${said.join(", ") || number(NaN)}`;
   }
 }
 

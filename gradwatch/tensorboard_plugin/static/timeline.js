@@ -1,5 +1,5 @@
 // What stands above and below the heat-map, over the same steps: the loss, the axis, and the step that is looked at.
-import { el, context, iconButton } from "./dom.js";
+import { context, el, iconButton, put } from "./dom.js";
 import { Axis, drawLine } from "./chart.js";
 import { FLAG, cellText, count } from "./format.js";
 import { badge } from "./markers.js";
@@ -11,8 +11,10 @@ const PLAY_SECONDS = 8;
 /** The loss over the steps, with a mark where the optimizer did not step. */
 export class Loss {
   constructor() {
-    this.canvas = el("canvas", { class: "gw-loss-canvas", test: "gw-loss", role: "img", "aria-label": "Loss over the steps" });
-    this.label = el("div", { class: "gw-gutter gw-loss-label" });
+    const text = "Loss over the steps; a tick below marks a step that the optimizer did not take";
+    this.canvas = el("canvas", { class: "gw-loss-canvas", test: "gw-loss", role: "img", "aria-label": text, title: text });
+    this.value = el("span", { class: "gw-figure" });
+    this.label = el("div", { class: "gw-gutter gw-loss-label" }, el("span", { class: "gw-muted", text: "loss" }), this.value);
     this.element = el("div", { class: "gw-track" }, this.label, this.canvas);
   }
 
@@ -44,8 +46,7 @@ export class Loss {
     ctx.fillStyle = model.ink.accent;
     ctx.fillRect(steps.center(model.step) - 0.75, 0, 1.5, LOSS_HEIGHT);
     const near = nearest(loss?.steps ?? [], model.step);
-    const here = near >= 0 ? cellText(loss.values[near], loss.flags[near], "linear", 4) : "not told";
-    this.label.replaceChildren(el("span", { class: "gw-muted", text: "loss" }), el("span", { class: "gw-figure", text: here }));
+    put(this.value, near >= 0 ? cellText(loss.values[near], loss.flags[near], "linear", 4) : "not told");
   }
 }
 
@@ -102,7 +103,7 @@ export class StepSlider {
     this.range.value = model.step;
     this.range.style.width = `${steps.width}px`;
     this.range.setAttribute("aria-valuetext", `step ${model.step}`);
-    this.value.textContent = count(model.step);
+    put(this.value, count(model.step));
     this.steps = steps;
   }
 

@@ -1,6 +1,8 @@
 // Dotted names → groups that fold, and the rows that are seen.
 
 const ROWS_AT_FIRST = 80;
+const FEW_ROWS = 12;
+const MANY_ROWS = 400;
 
 /** A tree of the layers' names; a group stands where its first layer stands. */
 export class Tree {
@@ -64,7 +66,10 @@ export class Tree {
     for (let depth = 1; depth <= deepest; depth++) {
       const level = this.groups.filter((group) => group.depth === depth);
       const trial = new Set([...open, ...level.map((group) => group.path)]);
-      if (this.rows(trial, new Set(), false).length > ROWS_AT_FIRST) break;
+      const rows = this.rows(trial, new Set(), false).length;
+      // A hundred blocks are better to look at than one row that stands for all of them.
+      const most = this.rows(open, new Set(), false).length < FEW_ROWS ? MANY_ROWS : ROWS_AT_FIRST;
+      if (rows > most) break;
       for (const group of level) open.add(group.path);
     }
     return open;
@@ -97,6 +102,12 @@ export class Tree {
     };
     visit(this.top);
     return rows;
+  }
+
+  /** The width of the longest label, in characters, with everything unfolded; a level of depth counts as two. */
+  widest() {
+    const open = new Set(this.groups.map(({ path }) => path));
+    return Math.max(0, ...this.rows(open, new Set(), false).map(({ label, depth, kind }) => label.length + 2 * depth + (kind === "group" ? 5 : 0)));
   }
 
   /** The layers whose name holds a text, each by its full name. */

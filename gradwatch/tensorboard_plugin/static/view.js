@@ -1,24 +1,26 @@
 // The "Gradient health" view: mounts the page, keeps its state, and asks the source for what the state needs.
 import { Answers } from "./answers.js";
 import { lookupInk } from "./ink.js";
-import { Tooltip, fill, perFrame, shown } from "./dom.js";
+import { Tooltip, perFrame, put, shown } from "./dom.js";
 import { Flow } from "./flow.js";
-import { count, plural, span } from "./format.js";
+import { span } from "./format.js";
 import { cells, keys, scrub, zoom } from "./gestures.js";
 import { Heatmap } from "./heatmap.js";
 import { Incidents } from "./incidents.js";
-import { Layers, foundText } from "./layers.js";
+import { Layers } from "./layers.js";
 import { Legend } from "./legend.js";
-import { Modeller, painterOf, statisticOf } from "./model.js";
+import { showHead, showState } from "./head.js";
+import { Modeller } from "./model.js";
 import { build } from "./page.js";
 import { specialColors } from "./colors.js";
 import { Series } from "./series.js";
+import { want } from "./wanted.js";
 import { Loss, StepAxis, StepSlider } from "./timeline.js";
 
 const KEYS_OF_STATE = ["run", "compare", "statistic", "layer", "step", "from", "to"];
 const NUMBERS_OF_STATE = ["step", "from", "to"];
-const FLOWS = ["gradient", "activation_grad", "activation", "update_ratio", "valve"];
-const DETAIL_DELAY = 120;
+const WIDTH = 1200;
+const WIDTHS = 200;
 const SAY_DELAY = 250;
 
 /**
@@ -288,90 +290,39 @@ class View {
 
   #load() {
     if (this.disposed) return;
-    const { answers, source, state } = this;
-    answers.want("runs", [], () => source.runs());
-    const runs = answers.get("runs");
-    if (!runs?.length) return;
-    if (!runs.some(({ name }) => name === state.run)) state.run = runs[0].name;
-    if (!runs.some(({ name }) => name === state.compare) || state.compare === state.run) state.compare = undefined;
-    const { run } = state;
-    for (const name of ["layout", "incidents", "loss", "table"]) {
-      if (answers.shownRun && answers.shownRun !== run) answers.drop(name);
-      answers.want(name, [run], () => source[name](run));
-    }
-    if (answers.shownRun !== run) for (const name of ["base", "detail", "flow", "series"]) answers.drop(name);
-    answers.shownRun = run;
-    const layout = answers.get("layout");
-    if (!layout?.statistics.length) return;
-    this.#grids(layout);
-    if (state.layer) answers.want("series", [run, state.layer], () => source.series(run, state.layer), 60);
-  }
-
-  #grids(layout) {
-    const { answers, state, look } = this;
-    const { run, compare } = state;
     // A hidden tab has no width; what is asked for a width must not change with every pixel of it.
     const measured = this.heat.plot.clientWidth;
-    if (measured > 0) this.width = Math.ceil(measured / 200) * 200;
-    const width = this.width ?? 1200;
-    const statistic = statisticOf(layout, state.statistic);
-    const whole = { run, compare, width, from: layout.firstStep, to: layout.lastStep };
-    answers.want("base", [whole, statistic.id], () => painterOf(answers, { ...whole, statistic }));
-    const base = answers.get("base");
-    const flow = statisticOf(layout, look.flow ?? FLOWS.find((id) => layout.statistics.some((one) => one.id === id)));
-    answers.want("flow", [whole, flow.id], async () => {
-      const [grid, other] = await Promise.all([painterOf(answers, { ...whole, compare: undefined, statistic: flow }), compare && painterOf(answers, { ...whole, run: compare, compare: undefined, statistic: flow })]);
-      return { statistic: flow, grid: grid.grid, other: other?.grid ?? null };
-    });
-    if (!base || base.scale.statistic.id !== statistic.id) return;
-    if (state.from !== undefined && base.grid.pooled) this.#detail(layout, whole, statistic, base.scale);
-    else answers.drop("detail");
-    for (const name of look.opened) {
-      const range = { ...whole, layer: name };
-      answers.want(`parameters ${name}`, [range, statistic.id], () => painterOf(answers, { ...range, statistic, scale: base.scale }));
-    }
-  }
-
-  #detail(layout, whole, statistic, scale) {
-    const { state } = this;
-    const wide = state.to - state.from;
-    // Somewhat more than is seen, so that panning shows something at once; by quarters, so that it is not asked for every pixel.
-    const quarter = Math.max(1, Math.ceil(wide / 4));
-    const range = {
-      from: Math.max(layout.firstStep, Math.floor(state.from / quarter) * quarter - quarter),
-      to: Math.min(layout.lastStep, Math.ceil(state.to / quarter) * quarter + quarter),
-    };
-    this.answers.want(
-      "detail",
-      [whole, range, statistic.id],
-      async () => Object.assign(await painterOf(this.answers, { ...whole, ...range, statistic, scale }), { range }),
-      DETAIL_DELAY,
-    );
+    if (measured > 0) this.width = Math.ceil(measured / WIDTHS) * WIDTHS;
+    want(this.answers, this.source, this.state, this.look, this.width ?? WIDTH);
   }
 
   #draw() {
     if (this.disposed) return;
+    this.#show();
+    if (this.answers.pending === 0) this.isReady();
+  }
+
+  #show() {
     const { answers, page } = this;
     page.loading.hidden = answers.pending === 0;
     const runs = answers.get("runs");
     const errors = [...new Set([...answers.errors.values()].map((error) => error?.message ?? String(error)))];
     page.error.hidden = !errors.length;
-    page.error.textContent = errors.map(shown).join("\n");
+    put(page.error, errors.map(shown).join("\n"));
     if (!runs) return;
     page.empty.hidden = runs.length > 0;
     page.main.hidden = !runs.length;
     page.bar.classList.toggle("gw-bare", !runs.length);
-    page.hint.textContent = shown(this.host.emptyHint ?? "");
-    page.title.textContent = shown(this.host.title ?? "Gradient health");
+    put(page.hint, shown(this.host.emptyHint ?? ""));
+    put(page.title, shown(this.host.title ?? "Gradient health"));
     this.model = this.modeller.model(this.state, this.look, answers);
-    if (!runs.length) return this.isReady();
-    this.#head(runs);
+    if (!runs.length) return;
+    showHead(page, this.model, this.host, runs);
     if (!this.model.layout) return;
     this.heat.render(this.model);
     if (!this.model.painter || !(this.heat.width > 0)) return;
     if (this.revealing) this.#reveal();
     this.#rest();
-    if (answers.pending === 0) this.isReady();
   }
 
   #reveal() {
@@ -382,44 +333,18 @@ class View {
     this.heat.render(this.model);
   }
 
-  #head(runs) {
-    const { page, model, host } = this;
-    fill(page.run, runs.map(({ name }) => [name, shown(name)]), model.run);
-    fill(page.compare, [["", "nothing"], ...runs.filter(({ name }) => name !== model.run).map(({ name }) => [name, shown(name)])], model.compare ?? "");
-    page.compare.disabled = runs.length < 2;
-    page.share.hidden = !host.shareUrl;
-    const run = runs.find(({ name }) => name === model.run);
-    const notes = run?.notes ?? [];
-    page.notes.hidden = !notes.length;
-    page.notes.replaceChildren(...notes.map((note) => Object.assign(document.createElement("p"), { textContent: shown(note) })));
-    page.summary.textContent = run ? `${plural(run.records, "record")}, ${span(run.firstStep, run.lastStep)}` : "";
-    if (!model.layout) return;
-    const { statistics } = model.layout;
-    fill(page.statistic, statistics.map(({ id, title }) => [id, shown(title)]), model.statistic?.id ?? "");
-    fill(page.aggregate, [["worst", "the worst layer"], ["median", "the median"]], model.aggregate);
-    const flows = statistics.filter(({ id, scale }) => FLOWS.includes(id) && scale === "log");
-    fill(page.flow, flows.map(({ id, title }) => [id, shown(title)]), model.flow?.statistic.id ?? flows[0]?.id ?? "");
-    page.describe.textContent = shown(model.statistic?.describe ?? "");
-  }
-
   #rest() {
-    const { page, model, parts, heat } = this;
-    const { steps } = heat;
+    const { page, model, parts } = this;
+    const { steps } = parts.heat;
     parts.loss.render(model, steps);
     parts.axis.render(model, steps);
     parts.slider.render(model, steps);
     parts.legend.render(model);
     parts.incidents.render(model);
     parts.flow.render(model);
-    page.selected.textContent = shown(model.layer ?? "");
-    page.selectedType.textContent = shown(model.layout.layers.find(({ name }) => name === model.layer)?.type ?? "");
     parts.series.render(model);
     parts.layers.render(model);
-    const found = model.query ? model.rows.filter(({ kind }) => kind === "layer").length : model.tree.layers.length;
-    page.found.textContent = model.query ? count(found) : "";
-    page.layersCount.textContent = foundText(model.tree.layers.length, model.layout.layers.length) + (model.tree.layers.length < model.layout.layers.length ? " have this statistic" : "");
-    page.zoomReset.disabled = model.from === model.first && model.to === model.last;
-    const rows = plural(model.rows.length, "row");
-    heat.element.setAttribute("aria-label", `Heat-map of ${model.statistic.title}: ${rows} over ${span(model.from, model.to)}. Arrow keys move; the figures are read out.`);
+    showState(page, model, parts.layers.count());
+    parts.heat.describeAll();
   }
 }

@@ -1,0 +1,68 @@
+// What has to be asked for a state.
+import { layerOf, painterOf, statisticOf } from "./model.js";
+
+const DETAIL_DELAY = 120;
+const SERIES_DELAY = 60;
+
+/** What a flow over depth can be made of; the first that was recorded is the one at first. */
+export const FLOWS = ["gradient", "activation_grad", "activation", "update_ratio", "valve"];
+
+/**
+ * Asks for everything that is shown of a state; a state that names a run that is gone gets the first one.
+ *
+ * @param answers Answers
+ * @param source of the contract
+ * @param state run, compare, statistic, layer, from, to
+ * @param look flow, opened
+ * @param width of the heat-map in pixels
+ */
+export function want(answers, source, state, look, width) {
+  answers.want("runs", [], () => source.runs());
+  const runs = answers.get("runs");
+  if (!runs?.length) return;
+  if (!runs.some(({ name }) => name === state.run)) state.run = runs[0].name;
+  if (!runs.some(({ name }) => name === state.compare) || state.compare === state.run) state.compare = undefined;
+  const { run } = state;
+  if (answers.run !== run) answers.forget();
+  answers.run = run;
+  for (const name of ["layout", "incidents", "loss", "table"]) answers.want(name, [run], () => source[name](run));
+  const layout = answers.get("layout");
+  if (!layout?.statistics.length) return;
+  wantGrids(answers, layout, state, look, width);
+  const layer = layerOf(state, layout, answers.get("incidents"));
+  if (layer !== undefined) answers.want("series", [run, layer], () => source.series(run, layer), SERIES_DELAY);
+}
+
+function wantGrids(answers, layout, state, look, width) {
+  const { run, compare } = state;
+  const statistic = statisticOf(layout, state.statistic);
+  const whole = { run, compare, width, from: layout.firstStep, to: layout.lastStep };
+  answers.want("base", [whole, statistic.id], () => painterOf(answers, { ...whole, statistic }));
+  const flow = statisticOf(layout, look.flow ?? FLOWS.find((id) => layout.statistics.some((one) => one.id === id)));
+  answers.want("flow", [whole, flow.id], async () => {
+    const of = async (name) => (name ? (await painterOf(answers, { ...whole, run: name, compare: undefined, statistic: flow })).grid : null);
+    const [grid, other] = await Promise.all([of(run), of(compare)]);
+    return { statistic: flow, grid, other };
+  });
+  const base = answers.get("base");
+  // Colours of a part are those of the whole.
+  if (!base || !answers.settled("base")) return;
+  if (state.from !== undefined && base.grid.pooled) wantDetail(answers, layout, state, whole, base.scale);
+  else answers.drop("detail");
+  if (!statistic.parameters) return;
+  for (const name of look.opened) {
+    const range = { ...whole, layer: name };
+    answers.want(`parameters ${name}`, [range, statistic.id], () => painterOf(answers, { ...range, statistic, scale: base.scale }));
+  }
+}
+
+function wantDetail(answers, layout, state, whole, scale) {
+  // Somewhat more than is seen, so that panning shows something at once; by quarters, so that it is not asked for every pixel.
+  const quarter = Math.max(1, Math.ceil((state.to - state.from) / 4));
+  const range = {
+    from: Math.max(layout.firstStep, Math.floor(state.from / quarter) * quarter - quarter),
+    to: Math.min(layout.lastStep, Math.ceil(state.to / quarter) * quarter + quarter),
+  };
+  const ask = async () => Object.assign(await painterOf(answers, { ...whole, ...range, statistic: scale.statistic, scale }), { range });
+  answers.want("detail", [whole, range, scale.statistic.id], ask, DETAIL_DELAY);
+}
