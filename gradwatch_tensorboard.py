@@ -31,6 +31,9 @@ keep 100, or 10; and without a bound a long run would fill the memory."""
 ROUTES = ("runs", "layout", "table", "incidents", "loss", "series", "grid")
 """What the page asks for; ``gradwatch.tensorboard_plugin.routes`` answers."""
 
+ENTRY = "index.js"
+"""The module that TensorBoard imports into a frame of its own."""
+
 TYPES = {".js": "text/javascript", ".css": "text/css"}
 """Of the files that are served, and no others are."""
 
@@ -72,21 +75,29 @@ class GradientHealth(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         """The name of the tab, and its module."""
-        return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Gradient health")
+        return base_plugin.FrontendMetadata(es_module_path=f"/{ENTRY}", tab_name="Gradient health")
 
     def _file(self, name: str, request: Any) -> Any:
+        if name == ENTRY:
+            threading.Thread(target=_import, daemon=True).start()  # while the browser fetches the other modules
         path = self._files[name]
         return http_util.Respond(request, path.read_bytes(), TYPES[path.suffix])
 
     def _data(self, route: str, request: Any) -> Any:
-        from gradwatch.tensorboard_plugin import provider, routes
-
+        provider, routes = _import()
         with self._lock:
             self._reader = self._reader or provider.Reader(self._provider, self._limit)
         asker = tensorboard_context.from_environ(request.environ)
         scope = provider.Scope(asker, request.environ.get(experiment_id.WSGI_ENVIRON_KEY, ""))
         status, content_type, content = routes.answer(self._reader, scope, route, request.args)
         return http_util.Respond(request, content, content_type, code=status.value)
+
+
+def _import() -> tuple[Any, Any]:
+    """The modules that answer, which import torch."""
+    from gradwatch.tensorboard_plugin import provider, routes
+
+    return provider, routes
 
 
 def _files() -> dict[str, Path]:

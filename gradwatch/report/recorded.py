@@ -11,7 +11,7 @@ from gradwatch.codec import STEP
 from gradwatch.history import History
 from gradwatch.records import Record, Site
 from gradwatch.statistics import Values
-from gradwatch.tensorboard_plugin.recorded import Array, Run, Steps, spread
+from gradwatch.tensorboard_plugin.recorded import Array, Block, Run, Steps, spread
 
 
 def of_history(history: History, notes: Sequence[str] = ()) -> Run:
@@ -38,12 +38,11 @@ def of_history(history: History, notes: Sequence[str] = ()) -> Run:
     )
 
 
-class HistoryBlock:
-    """Records of a history that share their sites; a ``tensorboard_plugin.recorded.Block``."""
+class HistoryBlock(Block):
+    """Records of a history that share their sites."""
 
     def __init__(self, sites: tuple[Site, ...], records: Sequence[Record]) -> None:
-        self.sites = sites
-        self.steps: Steps = np.array([record.step for record in records], np.int64)
+        super().__init__(sites, np.array([record.step for record in records], np.int64))
         self._records = records
 
     def column(self, name: str) -> Array:

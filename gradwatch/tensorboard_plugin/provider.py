@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from gradwatch.codec import FINDINGS_TAG, PLUGIN, ROOT, STEP, VERSION
 from gradwatch.statistics import Values
-from gradwatch.tensorboard_plugin.recorded import Array, Run, Steps, spread
+from gradwatch.tensorboard_plugin.recorded import Array, Block, Run, Steps, spread
 from gradwatch.tensorboard_plugin.written import Written, findings_of, keep, sites_of
 
 MESSAGE = 128 * 2**20
@@ -190,14 +190,13 @@ class _Columns:
         return self._kept[key]
 
 
-class _Block:
+class _Block(Block):
     """Records of a run that share their sites."""
 
     def __init__(self, reader: Reader, scope: Scope, run: str, of: Written, kept: Sequence[int], notes: list[str]) -> None:
-        self.sites = of.sites
         about = [of.data[index] for index in kept]
+        super().__init__(of.sites, np.array([datum.step for datum in about], np.int64))
         self._reader, self._scope, self._run, self._root, self._notes = reader, scope, run, of.root, notes
-        self.steps: Steps = np.array([datum.step for datum in about], np.int64)
         self._about = np.array([datum.numpy for datum in about], np.float64).reshape(-1, len(STEP))
         self._written = len(of.data)
         self._position = {(datum.step, datum.wall_time): index for index, datum in enumerate(about)}

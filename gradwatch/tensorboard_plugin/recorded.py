@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,23 +22,39 @@ OF_PARAMETERS = frozenset({"parameter", "parameter_grad", "update"})
 """Tensors whose site is named after a parameter."""
 
 
-class Block(Protocol):
-    """Records that share their sites, in order of their steps."""
+class Block(ABC):
+    """Records that share their sites, in order of their steps.
 
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """In the order of the columns' second dimension."""
+    Args:
+        sites: In the order of the columns' second dimension.
+        steps: (records,), increasing.
 
-    @property
-    def steps(self) -> Steps:
-        """(records,), increasing."""
+    Attributes:
+        measured: What is known of which statistics it holds, by their ids.
+    """
 
+    def __init__(self, sites: tuple[Site, ...], steps: Steps) -> None:
+        self.sites = sites
+        self.steps = steps
+        self.measured: dict[str, bool] = {}
+
+    @cached_property
+    def places(self) -> dict[str, dict[str, int]]:
+        """Tensor → layer or parameter → the position of its site."""
+        places: dict[str, dict[str, int]] = {tensor: {} for tensor in TENSORS}
+        for index, site in enumerate(self.sites):
+            places[site.tensor][site.layer] = index
+        return places
+
+    @abstractmethod
     def column(self, name: str) -> Array:
         """One of ``moments.COLUMNS``, (records, sites); NaN where nothing was recorded."""
 
+    @abstractmethod
     def sample(self, name: str) -> tuple[Steps, Array]:
         """Some records, with the last one: their steps, (some,), and their column, (some, sites). Cheap also in a large run."""
 
+    @abstractmethod
     def about(self, name: str) -> Values:
         """One of ``codec.STEP``, (records,)."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -143,18 +144,25 @@ SHOWN: dict[str, Shown] = {shown.id: shown for shown in (*FIRST, *_rest())}
 """Everything that can be shown, by id: whatever is added to the table of statistics is there as well."""
 
 
+CHUNK = 2**18
+"""Numbers that are computed together: what a core's cache holds of them, while whole columns of a large run are gigabytes."""
+
+
 def places(block: Block, shown: Shown) -> dict[str, int]:
     """Layer or parameter → the position of its site in a block; of a ratio, where both tensors were observed."""
-    at = {site.layer: index for index, site in enumerate(block.sites) if site.tensor == shown.tensor}
+    at = block.places[shown.tensor]
     if shown.statistic in RATIOS:
-        under = {site.layer for site in block.sites if site.tensor == RATIOS[shown.statistic].under}
+        under = block.places[RATIOS[shown.statistic].under]
         return {name: index for name, index in at.items() if name in under}
     return at
 
 
 def measured(block: Block, shown: Shown) -> bool:
     """Whether a block holds any number of it, as far as a sample tells."""
-    return bool(places(block, shown)) and bool(cells.recorded(sampled(block, shown, list(places(block, shown)))[1]).any())
+    if shown.id not in block.measured:
+        of = list(places(block, shown))
+        block.measured[shown.id] = bool(of) and bool(cells.recorded(sampled(block, shown, of)[1]).any())
+    return block.measured[shown.id]
 
 
 def codes(block: Block, shown: Shown, of: Sequence[str]) -> cells.Codes:
@@ -168,22 +176,26 @@ def codes(block: Block, shown: Shown, of: Sequence[str]) -> cells.Codes:
     Returns:
         (records, len(of)), encoded by ``cells``.
     """
-    return _codes(block, shown, of, block.column)
+    column = cache(block.column)
+    out = cells.empty(len(block.steps), len(of))
+    records = max(1, CHUNK // max(1, len(of)))
+    for start in range(0, len(block.steps), records):
+        chunk = slice(start, start + records)
+        out[chunk] = _codes(block, shown, of, column, chunk)
+    return out
 
 
 def sampled(block: Block, shown: Shown, of: Sequence[str]) -> tuple[Steps, cells.Codes]:
     """The same of some records, with their steps, (some,)."""
-    return block.sample("rms")[0], _codes(block, shown, of, lambda name: block.sample(name)[1])
+    return block.sample("rms")[0], _codes(block, shown, of, lambda name: block.sample(name)[1], slice(None))
 
 
-def _codes(block: Block, shown: Shown, of: Sequence[str], read: Callable[[str], Array]) -> cells.Codes:
-    at = places(block, shown)
-    rows = np.array([at[name] for name in of], np.intp)
-    table = _Columns(read, rows)
+def _codes(block: Block, shown: Shown, of: Sequence[str], read: Callable[[str], Array], records: slice) -> cells.Codes:
+    at = block.places[shown.tensor]
+    table = _Columns(read, records, [at[name] for name in of])
     if shown.statistic in RATIOS:
-        wanted = RATIOS[shown.statistic].under
-        under = {site.layer: index for index, site in enumerate(block.sites) if site.tensor == wanted}
-        below = _Columns(read, np.array([under[name] for name in of], np.intp))
+        under = block.places[RATIOS[shown.statistic].under]
+        below = _Columns(read, records, [under[name] for name in of])
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             values = table.rms / below.rms
         # What is measured against an exact zero has no size; its infinity would be mistaken for one that training produced.
@@ -198,16 +210,17 @@ def _codes(block: Block, shown: Shown, of: Sequence[str], read: Callable[[str], 
 
 
 class _Columns:
-    """Columns by name, (records, rows), read when a statistic asks for them: a large run has gigabytes."""
+    """Columns by name, (records, rows), read when a statistic asks for them."""
 
-    def __init__(self, read: Callable[[str], Array], rows: npt.NDArray[np.intp]) -> None:
+    def __init__(self, read: Callable[[str], Array], records: slice, rows: Sequence[int]) -> None:
         self._read = read
-        self._rows = rows
+        self._records = records
+        self._rows = np.array(rows, np.intp)
         self._kept: dict[str, Values] = {}
 
     def __getattr__(self, column: str) -> Values:
         if column not in self._kept:
-            self._kept[column] = self._read(column)[:, self._rows].astype(np.float64)
+            self._kept[column] = self._read(column)[self._records].take(self._rows, axis=1).astype(np.float64)
         return self._kept[column]
 
     def seen(self, values: Values) -> npt.NDArray[np.bool_]:

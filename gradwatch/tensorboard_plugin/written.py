@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -82,9 +82,14 @@ def _families(found: Sequence[Written]) -> list[list[int]]:
 
 def sites_of(data: Sequence[Any]) -> tuple[Site, ...] | None:
     """The sites that a schema names; None where it is damaged, or was never read."""
+    return _sites(data[-1].numpy.item()) if data and data[-1].numpy.size == 1 else None
+
+
+@lru_cache(8)  # a run that goes on is read again and again, and its sites stay the same
+def _sites(text: Any) -> tuple[Site, ...] | None:
     try:
-        sites = Schema.from_json(data[-1].numpy.item()).sites
-    except (IndexError, AttributeError, KeyError, TypeError, ValueError):
+        sites = Schema.from_json(text).sites
+    except (KeyError, TypeError, ValueError):
         return None
     texts = all(isinstance(text, str) for site in sites for text in (site.layer, site.type))
     sizes = all(isinstance(size, int) for site in sites for size in site.shape)

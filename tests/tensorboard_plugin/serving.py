@@ -75,7 +75,9 @@ def tensorboard(logdir, scratch, *flags):
     """Starts TensorBoard on a free port, and ends it."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", "0", "--reload_interval", "1", *flags]
     environment = os.environ | {"PYTHONPATH": python_path(scratch), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment, cwd=scratch
+    ) as process:
         said = []
         try:
             for line in process.stderr:
