@@ -7,6 +7,7 @@ the tab asks for data for the first time.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -79,7 +80,7 @@ class GradientHealth(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard
 
     def _file(self, name: str, request: Any) -> Any:
         if name == ENTRY:
-            threading.Thread(target=_import, daemon=True).start()  # while the browser fetches the other modules
+            threading.Thread(target=_warm_up, daemon=True).start()  # while the browser fetches the other modules
         path = self._files[name]
         return http_util.Respond(request, path.read_bytes(), TYPES[path.suffix])
 
@@ -98,6 +99,11 @@ def _import() -> tuple[Any, Any]:
     from gradwatch.tensorboard_plugin import provider, routes
 
     return provider, routes
+
+
+def _warm_up() -> None:
+    with contextlib.suppress(Exception):  # what goes wrong is told to whoever asks for data
+        _import()
 
 
 def _files() -> dict[str, Path]:

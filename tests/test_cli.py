@@ -50,6 +50,52 @@ def test_report_prints_the_layers_and_what_was_found(run, capsys):
     assert err == []
 
 
+def test_report_prints_several_runs_one_after_another(run, capsys):
+    assert main(["report", str(run), str(run / next(run.iterdir()).name)]) == 0
+    out, _ = lines_of(capsys)
+    assert out[0] == run.name
+    assert [line for line in out if line.startswith("events.out.tfevents")]
+    assert len([line for line in out if line.startswith("layer  type")]) == 2
+
+
+def test_report_writes_a_page(run, tmp_path, capsys):
+    path = tmp_path / "pages" / "out.html"
+    assert main(["report", str(run), "--html", str(path)]) == 0
+    assert lines_of(capsys) == ([f"{path}: {run.name} (6 records)"], [])
+    assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert main(["report", str(run), "--html", str(path / "below")]) == 2
+    assert "cannot be written" in lines_of(capsys)[1][0]
+
+
+def test_what_could_not_be_read_is_said_on_the_page_as_well(run, tmp_path, capsys):
+    from gradwatch import report
+
+    [file] = run.iterdir()
+    (tmp_path / file.name).write_bytes(file.read_bytes()[:-7])
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write", lambda runs, path, notes: told.append(notes))
+        assert main(["report", str(tmp_path), "--html", "out.html"]) == 0
+    [note] = lines_of(capsys)[1]
+    assert told == [{tmp_path.name: [note.removeprefix("gradwatch: ")]}]
+
+
+def test_compare_says_what_two_runs_differ_by(run, tmp_path, capsys):
+    other = record_vanishing_run(tmp_path / "other")
+    assert main(["compare", str(run), str(other)]) == 0
+    out, err = lines_of(capsys)
+    assert out[0].split()[:2] == ["layer", "type"]
+    assert f"dL/dW rms {run.name}" in out[0]
+    assert any(line.startswith("other: History(") for line in out)
+    assert err == []
+
+
+def test_runs_of_one_name_are_called_by_their_paths(tmp_path, capsys):
+    first, second = (record_vanishing_run(tmp_path / part / "run") for part in "ab")
+    assert main(["compare", str(first), str(second)]) == 0
+    assert any(line.startswith(f"{second}: History(") for line in lines_of(capsys)[0])
+
+
 @pytest.mark.parametrize(("name", "read"), [("out.csv", pd.read_csv), ("out.parquet", pd.read_parquet)])
 def test_export_writes_the_tidy_frame(run, tmp_path, capsys, name, read):
     path = tmp_path / "tables" / name
@@ -107,7 +153,7 @@ def test_version_and_help(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     help_text, _ = lines_of(capsys)
-    for command in ("demo", "report", "export"):
+    for command in ("demo", "report", "check", "compare", "export"):
         assert any(line.split()[:1] == [command] for line in help_text)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gradwatch import Finding, History, Record, Site, moments, summary
+from gradwatch import Finding, History, Record, Site, incidents, moments, summary
 
 SITES = (
     Site("fc1", "activation", "Linear"),
@@ -128,8 +128,8 @@ def test_a_finding_belongs_to_its_own_layer_only():
     ("last", "first_row", "second_row"),
     [
         (30, "zero_gradient", "–"),
-        (30 - summary.CADENCE, "zero_gradient", "–"),
-        (29 - summary.CADENCE, "zero_gradient (over)", "ok"),
+        (30 - incidents.CADENCE, "zero_gradient", "–"),
+        (29 - incidents.CADENCE, "zero_gradient (over)", "ok"),
     ],
 )
 def test_a_finding_that_ended_is_over_and_the_rest_is_well_again(last, first_row, second_row):

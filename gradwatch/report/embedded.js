@@ -174,4 +174,7 @@ function embedded() {
   return new EmbeddedSource(names, Array.from(document.querySelectorAll("script.run"), ({ textContent }) => textContent));
 }
 
-mount(document.querySelector("main"), embedded(), { host: surroundingsOfFile() });
+const root = document.querySelector("main");
+const source = embedded();
+mount(root, source, { host: surroundingsOfFile() });
+Object.assign(root.gradwatch, { source });

@@ -224,6 +224,6 @@ class _Columns:
         return self._kept[column]
 
     def seen(self, values: Values) -> npt.NDArray[np.bool_]:
-        """Where a tensor was observed; asked of the counts only where a NaN leaves it open."""
+        """Where a tensor was observed, by one of its columns: a NaN is one that was measured, or nothing, or what was lost."""
         known = ~np.isnan(values)
-        return known if known.all() else known | (self.count > 0)
+        return known if known.all() else known | ((self.count > 0) & (self.nonfinite != 0))

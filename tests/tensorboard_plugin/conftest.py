@@ -1,8 +1,7 @@
-"""One browser and a few TensorBoards for all tests of the tab."""
+"""Runs, and TensorBoards that serve them."""
 
 import pytest
 import recorded_runs
-from browser import chromium, fresh_page
 from serving import tensorboard
 
 ODD_NAME = "odd <b>&'\"#? name"
@@ -29,16 +28,3 @@ def served(request, logdir, tmp_path_factory):
         running.wait_for(ODD_NAME, 9)
         assert running.url.endswith(prefix)
         yield running
-
-
-@pytest.fixture(scope="session")
-def _browser(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as context:
-        yield context
-
-
-@pytest.fixture
-def page(_browser):
-    """A page on which no error may happen."""
-    with fresh_page(_browser) as opened:
-        yield opened

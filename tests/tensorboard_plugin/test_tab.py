@@ -7,9 +7,10 @@ import pytest
 import recorded_runs
 from browser import pixel, view_state, wait_until
 from conftest import ODD_NAME
-from playwright.sync_api import expect
 from recorded_runs import HOSTILE
 from serving import tensorboard
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 
 def opened(page, served, **state):

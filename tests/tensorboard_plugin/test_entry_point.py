@@ -1,0 +1,83 @@
+"""What TensorBoard loads when it starts must be light, and must not fail."""
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from tensorboard.plugins import base_plugin
+
+import gradwatch_tensorboard
+from gradwatch_tensorboard import Loader
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(code, cwd=ROOT):
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+START = """
+import sys
+from tensorboard.plugins import base_plugin
+import gradwatch_tensorboard
+plugin = gradwatch_tensorboard.Loader().load(base_plugin.TBContext(data_provider=object()))
+plugin.get_plugin_apps(), plugin.is_active(), plugin.frontend_metadata()
+print(sorted({"torch", "numpy", "pandas", "gradwatch"} & set(sys.modules)))
+"""
+
+
+def test_starting_imports_neither_torch_nor_gradwatch():
+    # numpy is TensorBoard's own.
+    assert "torch" not in run(START)
+    assert "gradwatch" not in run(START).replace("gradwatch_tensorboard", "")
+
+
+def test_where_gradwatch_cannot_be_imported_tensorboard_starts_and_the_tab_says_so(tmp_path):
+    (tmp_path / "gradwatch").mkdir()
+    (tmp_path / "gradwatch" / "__init__.py").write_text("raise ImportError('libtorch_cuda.so: undefined symbol')")
+    (tmp_path / "gradwatch_tensorboard.py").write_text((ROOT / "gradwatch_tensorboard.py").read_text())
+    told = run(
+        START + "from werkzeug.test import Client\nprint(Client(plugin.get_plugin_apps()['/runs']).get('/runs').text)\n",
+        cwd=tmp_path,
+    )
+    assert json.loads(told.splitlines()[-1])["error"].endswith("ImportError: libtorch_cuda.so: undefined symbol")
+
+
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [({}, {"gradwatch": 5000}), ({"gradwatch": 7}, {"gradwatch": 7}), ({"images": 3}, {"images": 3, "gradwatch": 5000})],
+)
+def test_the_number_of_samples_is_bounded_unless_the_user_says_otherwise(hint, expected):
+    flags = Namespace(samples_per_plugin=dict(hint))
+    Loader().fix_flags(flags)
+    assert flags.samples_per_plugin == expected
+
+
+@pytest.mark.parametrize("flags", [Namespace(), Namespace(samples_per_plugin=None), Namespace(samples_per_plugin="a=1"), None])
+def test_flags_of_another_version_are_left_alone(flags):
+    Loader().fix_flags(flags)
+
+
+class Untouchable:
+    """A data provider that nobody may ask."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"{name} was asked for")
+
+
+def test_is_active_asks_nothing():
+    plugin = Loader().load(base_plugin.TBContext(data_provider=Untouchable()))
+    assert plugin.is_active() is False
+    assert plugin.frontend_metadata().tab_name == "Gradient health"
+    assert plugin.plugin_name == "gradwatch"
+
+
+def test_the_entry_point_is_declared():
+    declared = (ROOT / "pyproject.toml").read_text()
+    assert '[project.entry-points.tensorboard_plugins]\ngradwatch = "gradwatch_tensorboard:Loader"' in declared
+    assert gradwatch_tensorboard.Loader is Loader
