@@ -3,6 +3,8 @@ import { decades } from "./axis.js";
 import { css, specialColors } from "./colors.js";
 import { FLAG, number, power } from "./format.js";
 
+const MANY = 100;
+
 /** Height of the rails above and below a chart, in pixels. */
 export const RAIL = 9;
 
@@ -118,7 +120,7 @@ export function drawLine(ctx, all, color, theme, { dots = false, width = 1.5, da
     const mark = { [FLAG.nan]: special.nan, [FLAG.inf]: special.inf, [FLAG.negativeInf]: special.inf, [FLAG.zero]: special.zero }[flag];
     ctx.fillStyle = mark ? css(mark) : color;
     ctx.beginPath();
-    ctx.arc(x, y, mark ? 2.5 : 2.75, 0, 2 * Math.PI);
+    ctx.arc(x, y, mark && points.length > MANY ? 1.5 : 2.5, 0, 2 * Math.PI);
     ctx.fill();
   }
 }

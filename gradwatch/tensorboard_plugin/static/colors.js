@@ -34,7 +34,7 @@ function viridis(share) {
 }
 
 function diverging(share, theme) {
-  const stops = DIVERGING[theme].map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+  const stops = DIVERGING[theme].map(channels);
   const place = share * (stops.length - 1);
   const at = Math.min(stops.length - 2, Math.floor(place));
   return stops[at].map((channel, index) => channel + (place - at) * (stops[at + 1][index] - channel));
@@ -51,15 +51,24 @@ export function colorAt(share, palette, theme) {
   return mixed.map((channel) => Math.round(Math.min(255, Math.max(0, channel))));
 }
 
+/** An opaque pixel, as little-endian RGBA. */
+export function pixelOf([r, g, b]) {
+  return ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
+}
+
+/** "#rrggbb" → [red, green, blue]. */
+export function channels(hex) {
+  return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+}
+
 /** Code → pixel, as little-endian RGBA; what was not recorded is transparent. */
 export function lookup(palette, theme) {
   const pixels = new Uint32Array(256);
-  const pixel = ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
-  for (let code = 0; code < CODES; code++) pixels[code] = pixel(colorAt(code / (CODES - 1), palette, theme));
+  for (let code = 0; code < CODES; code++) pixels[code] = pixelOf(colorAt(code / (CODES - 1), palette, theme));
   const special = SPECIAL[theme];
-  pixels[CODE.nan] = pixel(special.nan);
-  pixels[CODE.inf] = pixels[CODE.negativeInf] = pixel(special.inf);
-  pixels[CODE.zero] = pixel(special.zero);
+  pixels[CODE.nan] = pixelOf(special.nan);
+  pixels[CODE.inf] = pixels[CODE.negativeInf] = pixelOf(special.inf);
+  pixels[CODE.zero] = pixelOf(special.zero);
   return pixels;
 }
 

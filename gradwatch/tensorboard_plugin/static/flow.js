@@ -7,7 +7,7 @@ import { everRecorded, quantile } from "./grid.js";
 
 const EARLIER = 64;
 const WORK = 60000;
-const LEFT = 46;
+const LEFT = 52;
 const DOTS_UP_TO = 60;
 
 /** The tenth and the ninetieth percentile of each row over columns before one, and their median: (rows,) each, NaN without any. */

@@ -26,9 +26,9 @@ export function title(kind) {
   return sentence(text);
 }
 
-/** With a capital at its beginning. */
+/** With a capital at its beginning; a symbol such as dL keeps its own. */
 export function sentence(text) {
-  return text.charAt(0).toUpperCase() + text.slice(1);
+  return /^\p{Ll}(?!\p{Lu})/u.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
 }
 
 /** A number with so many significant digits: 0.0123, 1,230, 3.21e-5. */

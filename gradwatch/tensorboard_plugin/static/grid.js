@@ -5,6 +5,8 @@ import { FLAG, power } from "./format.js";
 const SAMPLE = 40000;
 const MEDIAN_ROWS = 200;
 const DECADES_AT_MOST = 14;
+// Gaps that have to be seen of a row before they are taken for its rhythm.
+const RHYTHM = 3;
 
 /** The share `q` of sorted values lies below the result. */
 export function quantile(sorted, q) {
@@ -17,7 +19,7 @@ export function quantile(sorted, q) {
 
 function usualGap(gaps) {
   const sorted = Float64Array.from(gaps.filter((gap) => gap > 0)).sort();
-  return sorted.length ? Math.max(1, quantile(sorted, 0.75)) : 1;
+  return sorted.length ? Math.max(1, sorted[Math.floor((sorted.length - 1) * 0.75)]) : 1;
 }
 
 /** Values of rows at steps, as a source gave them. */
@@ -64,7 +66,7 @@ export class Grid {
         if (before >= 0) gaps.push(this.steps[column] - this.last[before]);
         before = column;
       }
-      this.gaps.set(row, usualGap(gaps));
+      this.gaps.set(row, gaps.length < RHYTHM ? this.gap : usualGap(gaps));
     }
     return this.gaps.get(row);
   }

@@ -1,5 +1,6 @@
 // The heat-map: layers in forward order against steps.
 import { Steps } from "./axis.js";
+import { channels } from "./colors.js";
 import { context, el, icon, perFrame, shown } from "./dom.js";
 import { count, plural, span, title } from "./format.js";
 import { badge, lasting } from "./markers.js";
@@ -118,7 +119,7 @@ export class Heatmap {
       canvas.style.width = `${this.width}px`;
       canvas.style.height = `${height}px`;
     }
-    this.raster.draw(w, h, this.#strips(h, rowHeight, ratio), this.steps, model.painter.scale, model.theme);
+    this.raster.draw(w, h, this.#strips(h, rowHeight, ratio), this.steps, model.painter.scale, model.theme, channels(model.ink.card));
     this.#mark(context(this.marks, this.width, height), rowHeight);
   }
 

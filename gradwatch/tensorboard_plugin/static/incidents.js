@@ -18,7 +18,8 @@ export class Incidents {
       this.#build(model);
     }
     for (const item of this.list.querySelectorAll("[data-testid=gw-incident]")) {
-      item.classList.toggle("gw-selected", item.dataset.layer === model.layer && Number(item.dataset.step) === model.step);
+      const layer = model.layerOf(item.dataset.layer) ?? model.layer;
+      item.classList.toggle("gw-selected", layer === model.layer && Number(item.dataset.step) === model.step);
     }
   }
 

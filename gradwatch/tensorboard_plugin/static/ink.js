@@ -5,6 +5,7 @@ export function lookupInk(root) {
   const style = getComputedStyle(root);
   const of = (name) => style.getPropertyValue(`--gw-${name}`).trim();
   return {
+    card: of("card"),
     text: of("text"),
     muted: of("muted"),
     line: of("line"),

@@ -82,7 +82,7 @@ export class Modeller {
     const { layout, marks, query } = model;
     const layers = memo.of("layers", [layout, base, marks], () => {
       const found = new Set(marks.map((mark) => mark.layer));
-      return layout.layers.filter(({ name }) => found.has(name) || everRecorded(base.grid, name));
+      return layout.layers.filter(({ name }) => found.has(name) || everRecorded(base.own, name));
     });
     const tree = memo.of("tree", [layers], () => new Tree(layers));
     const atFirst = memo.of("open", [tree], () => tree.openAtFirst());
@@ -153,11 +153,11 @@ export function statisticOf(layout, id) {
   return layout?.statistics.find((statistic) => statistic.id === id) ?? layout?.statistics[0];
 }
 
-/** The layer of a state; before anybody has chosen one, that of the first critical incident, or of the first one at all. */
+/** The layer of a state; where nobody has chosen one, or it is gone, that of the first critical incident, or of the first one at all. */
 export function layerOf(state, layout, incidents) {
-  if (state.layer !== undefined) return state.layer;
-  if (!layout || !incidents) return undefined;
   const owners = ownersOf(layout);
+  if (owners.has(state.layer)) return owners.get(state.layer);
+  if (!layout || !incidents) return undefined;
   const causes = incidents.map(({ cause }) => cause).filter(({ layer }) => owners.has(layer));
   const worst = causes.find(({ severity }) => severity === "critical") ?? causes[0];
   return worst ? owners.get(worst.layer) : layout.layers.find(({ parameters }) => parameters.length)?.name;

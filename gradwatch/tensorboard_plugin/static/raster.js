@@ -1,5 +1,5 @@
 // Rows of colour codes → pixels.
-import { CODE, lookup } from "./colors.js";
+import { CODE, lookup, pixelOf } from "./colors.js";
 
 /** Which columns of a grid each pixel shows: `first` and `last`, (width,); −1 where none. */
 function columnsOfPixels(grid, steps, width) {
@@ -30,15 +30,16 @@ export class Raster {
    * @param steps axis.Steps of the window
    * @param scale of the codes
    * @param theme "light" or "dark"
+   * @param ground colour between the rows, [red, green, blue]
    */
-  draw(width, height, rows, steps, scale, theme) {
+  draw(width, height, rows, steps, scale, theme, ground) {
     const ctx = this.canvas.getContext("2d");
     if (this.image?.width !== width || this.image?.height !== height) this.image = ctx.createImageData(width, height);
     const key = `${width} ${steps.from} ${steps.to}`;
     if (key !== this.key) this.columns.clear();
     this.key = key;
     const pixels = new Uint32Array(this.image.data.buffer);
-    pixels.fill(0);
+    pixels.fill(pixelOf(ground));
     const colors = lookup(scale.palette, theme);
     for (const row of rows) {
       let columns = this.columns.get(row.grid);

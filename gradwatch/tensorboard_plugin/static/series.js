@@ -6,7 +6,7 @@ import { FLAG, cellText, span } from "./format.js";
 import { badge } from "./markers.js";
 
 const HEIGHT = 92;
-const LEFT = 46;
+const LEFT = 52;
 
 // `telling`: lines that were zero throughout are left out.
 const PANELS = [

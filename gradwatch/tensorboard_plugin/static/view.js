@@ -19,7 +19,8 @@ import { Loss, StepAxis, StepSlider } from "./timeline.js";
 
 const KEYS_OF_STATE = ["run", "compare", "statistic", "layer", "step", "from", "to"];
 const NUMBERS_OF_STATE = ["step", "from", "to"];
-const WIDTH = 1200;
+// The heat-map's share of the page where the incidents stand beside it, from a width on, and what its labels take of that.
+const [BESIDE, MAP_SHARE, LABELS] = [1240, 0.75, 180];
 const WIDTHS = 200;
 const SAY_DELAY = 250;
 
@@ -72,7 +73,6 @@ class View {
     root.append(this.tooltip.box);
     this.#watch();
     this.#theme(host.theme?.() ?? "light");
-    this.#load();
   }
 
   #parts() {
@@ -140,6 +140,7 @@ class View {
     this.root.dataset.theme = theme;
     this.look.theme = theme;
     this.look.ink = lookupInk(this.root);
+    this.#load();
     this.draw();
   }
 
@@ -186,7 +187,7 @@ class View {
 
   /** Chooses a layer, and a step where one is given, and brings both into view. */
   select(name, step) {
-    const layer = this.model.layerOf(name) ?? (name === "loss" ? this.state.layer : name);
+    const layer = this.model.layerOf(name) ?? this.model.layer;
     const part = { layer };
     if (step !== undefined) {
       part.step = step;
@@ -290,10 +291,16 @@ class View {
 
   #load() {
     if (this.disposed) return;
-    // A hidden tab has no width; what is asked for a width must not change with every pixel of it.
-    const measured = this.heat.plot.clientWidth;
-    if (measured > 0) this.width = Math.ceil(measured / WIDTHS) * WIDTHS;
-    want(this.answers, this.source, this.state, this.look, this.width ?? WIDTH);
+    want(this.answers, this.source, this.state, this.look, this.#width());
+    this.model = this.modeller.model(this.state, this.look, this.answers);
+    this.heat.model = this.model;
+  }
+
+  /** About the width of the heat-map, in steps: what is asked for it must not change with every pixel. 0 in a hidden tab. */
+  #width() {
+    const whole = this.root.clientWidth;
+    const map = (whole >= BESIDE ? whole * MAP_SHARE : whole) - LABELS;
+    return whole > 0 ? Math.max(1, Math.ceil(map / WIDTHS)) * WIDTHS : 0;
   }
 
   #draw() {
@@ -315,7 +322,6 @@ class View {
     page.bar.classList.toggle("gw-bare", !runs.length);
     put(page.hint, shown(this.host.emptyHint ?? ""));
     put(page.title, shown(this.host.title ?? "Gradient health"));
-    this.model = this.modeller.model(this.state, this.look, answers);
     if (!runs.length) return;
     showHead(page, this.model, this.host, runs);
     if (!this.model.layout) return;

@@ -8,29 +8,34 @@ const SERIES_DELAY = 60;
 export const FLOWS = ["gradient", "activation_grad", "activation", "update_ratio", "valve"];
 
 /**
- * Asks for everything that is shown of a state; a state that names a run that is gone gets the first one.
+ * Asks for everything that is shown of a state; a state that names no run, or one that is gone, gets the newest.
  *
  * @param answers Answers
  * @param source of the contract
  * @param state run, compare, statistic, layer, from, to
  * @param look flow, opened
- * @param width of the heat-map in pixels
+ * @param width of the heat-map in pixels; 0 while it has none
  */
 export function want(answers, source, state, look, width) {
   answers.want("runs", [], () => source.runs());
   const runs = answers.get("runs");
   if (!runs?.length) return;
-  if (!runs.some(({ name }) => name === state.run)) state.run = runs[0].name;
+  if (!runs.some(({ name }) => name === state.run)) state.run = newest(runs).name;
   if (!runs.some(({ name }) => name === state.compare) || state.compare === state.run) state.compare = undefined;
   const { run } = state;
   if (answers.run !== run) answers.forget();
   answers.run = run;
   for (const name of ["layout", "incidents", "loss", "table"]) answers.want(name, [run], () => source[name](run));
   const layout = answers.get("layout");
-  if (!layout?.statistics.length) return;
-  wantGrids(answers, layout, state, look, width);
+  // The grids of a run that grew are those up to its new end.
+  if (!layout?.statistics.length || !answers.settled("layout")) return;
+  if (width) wantGrids(answers, layout, state, look, width);
   const layer = layerOf(state, layout, answers.get("incidents"));
   if (layer !== undefined) answers.want("series", [run, layer], () => source.series(run, layer), SERIES_DELAY);
+}
+
+function newest(runs) {
+  return runs.reduce((one, other) => ((other.wallTime ?? 0) > (one.wallTime ?? 0) ? other : one));
 }
 
 function wantGrids(answers, layout, state, look, width) {
