@@ -117,3 +117,32 @@ def large(layers, steps):
     """A run whose values the source makes up: blocks of ten layers."""
     made = run("large", {"gradient": {f"blocks.{index // 10}.layer{index % 10}": [1.0] for index in range(layers)}}, steps=steps)
     return made | {"generate": {"layers": layers, "steps": steps}, "values": {}}
+
+
+SPECIAL = run(
+    "special",
+    {
+        "gradient": {
+            "sound": [1e-3, 1e-3, 1e-2, 1e-1],
+            "broken": [1e-3, math.nan, math.inf, 0.0],
+            "silent": [1e-3, ABSENT, ABSENT, 1e-3],
+        }
+    },
+)
+
+
+def block(number, values):
+    return {f"encoder.layers.{number}.{part}": series for part, series in zip(("fc1", "fc2", "fc3"), values, strict=True)}
+
+
+GROUPED = run(
+    "grouped",
+    {
+        "gradient": {"embed": [1e-3] * 4}
+        | block(0, [[1e-3] * 4, [1e-3] * 4, [1e-3] * 4])
+        | block(1, [[1e-3] * 4, [1e-3, 1e-3, math.nan, 0.0], [1e-3] * 4])
+        | {"head": [1e-3, 1e-3, 1e-2, 1e-4]}
+    },
+    incidents=[(finding("non_finite", "encoder.layers.1.fc2.weight", 2, 3), [finding("dead_units", "head", 3, 3, "warning")])],
+    loss=[2.0, 1.5, 1.0, math.nan],
+)

@@ -11,7 +11,7 @@ export class Answers {
   constructor(source, changed) {
     this.source = source;
     this.changed = changed;
-    this.generation = 0;
+    this.news = 0;
     this.wanted = new Map();
     this.values = new Map();
     this.errors = new Map();
@@ -19,10 +19,16 @@ export class Answers {
     this.pending = 0;
   }
 
-  /** Forgets what was asked but not what was answered: the old picture stands until the new one is there. */
+  /** Asks for the runs again, and for what could not be answered; the old picture stands until the new one is there. */
   renew() {
-    this.generation++;
-    this.grids.clear();
+    this.news++;
+    for (const name of this.errors.keys()) this.wanted.delete(name);
+  }
+
+  /** What tells a run from itself after it has grown: an answer about it is as good as the run is old. */
+  version(run) {
+    const found = this.get("runs")?.find(({ name }) => name === run);
+    return found ? `${found.lastStep} ${found.wallTime}` : "";
   }
 
   /** The newest answer of that name; undefined before the first. */
@@ -44,7 +50,7 @@ export class Answers {
    * @param delay milliseconds to wait whether the question changes again
    */
   want(name, key, ask, delay = 0) {
-    const signature = JSON.stringify([this.generation, key]);
+    const signature = JSON.stringify(key);
     if (this.wanted.get(name)?.signature === signature) return;
     const question = { signature, done: false };
     this.wanted.set(name, question);
@@ -84,7 +90,7 @@ export class Answers {
 
   /** A grid of the source; asked once for all who want the same. */
   grid(run, statistic, options) {
-    const key = JSON.stringify([run, statistic, options]);
+    const key = JSON.stringify([run, this.version(run), statistic, options]);
     if (!this.grids.has(key)) {
       if (this.grids.size >= GRIDS_KEPT) this.grids.delete(this.grids.keys().next().value);
       const asked = this.source.grid(run, statistic, options);

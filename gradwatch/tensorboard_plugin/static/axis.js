@@ -2,7 +2,7 @@
 import { count } from "./format.js";
 
 /** Round steps between two, at most about `wanted` of them. */
-export function ticks(from, to, wanted) {
+function ticks(from, to, wanted) {
   const rough = Math.max(1, (to - from) / Math.max(1, wanted));
   const size = 10 ** Math.floor(Math.log10(rough));
   const every = Math.max(1, [1, 2, 5, 10].find((factor) => factor * size >= rough) * size);

@@ -6,7 +6,7 @@ import { FLAG, number, power } from "./format.js";
 const MANY = 100;
 
 /** Height of the rails above and below a chart, in pixels. */
-export const RAIL = 9;
+const RAIL = 9;
 
 /** A vertical axis, logarithmic or from 0 to 1, with a rail above for NaN and infinity and one below for exact zeros. */
 export class Axis {

@@ -11,7 +11,7 @@ const LEFT = 52;
 const DOTS_UP_TO = 60;
 
 /** The tenth and the ninetieth percentile of each row over columns before one, and their median: (rows,) each, NaN without any. */
-export function band(grid, rows, column) {
+function band(grid, rows, column) {
   // Dragging has to stay smooth: of thousands of layers fewer steps make the band.
   const stride = Math.max(1, Math.ceil(column / Math.min(EARLIER, Math.max(16, WORK / rows.length))));
   const columns = [];

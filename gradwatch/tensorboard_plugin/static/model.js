@@ -2,9 +2,10 @@
 import { Steps } from "./axis.js";
 import { shown } from "./dom.js";
 import { cellText } from "./format.js";
-import { Grid, Painter, Scale, difference, everRecorded, kindOf } from "./grid.js";
+import { Grid, difference, everRecorded } from "./grid.js";
 import { marksOf } from "./markers.js";
 import { readingOf } from "./reading.js";
+import { Painter, Scale, kindOf } from "./scale.js";
 import { Tree } from "./tree.js";
 
 const KNOWN_OWNERS = new WeakMap();

@@ -17,7 +17,7 @@ export const FLOWS = ["gradient", "activation_grad", "activation", "update_ratio
  * @param width of the heat-map in pixels; 0 while it has none
  */
 export function want(answers, source, state, look, width) {
-  answers.want("runs", [], () => source.runs());
+  answers.want("runs", [answers.news], () => source.runs());
   const runs = answers.get("runs");
   if (!runs?.length) return;
   if (!runs.some(({ name }) => name === state.run)) state.run = newest(runs).name;
@@ -25,13 +25,14 @@ export function want(answers, source, state, look, width) {
   const { run } = state;
   if (answers.run !== run) answers.forget();
   answers.run = run;
-  for (const name of ["layout", "incidents", "loss", "table"]) answers.want(name, [run], () => source[name](run));
+  const version = answers.version(run);
+  for (const name of ["layout", "incidents", "loss", "table"]) answers.want(name, [run, version], () => source[name](run));
   const layout = answers.get("layout");
   // The grids of a run that grew are those up to its new end.
   if (!layout?.statistics.length || !answers.settled("layout")) return;
   if (width) wantGrids(answers, layout, state, look, width);
   const layer = layerOf(state, layout, answers.get("incidents"));
-  if (layer !== undefined) answers.want("series", [run, layer], () => source.series(run, layer), SERIES_DELAY);
+  if (layer !== undefined) answers.want("series", [run, version, layer], () => source.series(run, layer), SERIES_DELAY);
 }
 
 function newest(runs) {
@@ -42,9 +43,10 @@ function wantGrids(answers, layout, state, look, width) {
   const { run, compare } = state;
   const statistic = statisticOf(layout, state.statistic);
   const whole = { run, compare, width, from: layout.firstStep, to: layout.lastStep };
-  answers.want("base", [whole, statistic.id], () => painterOf(answers, { ...whole, statistic }));
+  const versions = [answers.version(run), answers.version(compare)];
+  answers.want("base", [whole, versions, statistic.id], () => painterOf(answers, { ...whole, statistic }));
   const flow = statisticOf(layout, look.flow ?? FLOWS.find((id) => layout.statistics.some((one) => one.id === id)));
-  answers.want("flow", [whole, flow.id], async () => {
+  answers.want("flow", [whole, versions, flow.id], async () => {
     const of = async (name) => (name ? (await painterOf(answers, { ...whole, run: name, compare: undefined, statistic: flow })).grid : null);
     const [grid, other] = await Promise.all([of(run), of(compare)]);
     return { statistic: flow, grid, other };
@@ -52,16 +54,16 @@ function wantGrids(answers, layout, state, look, width) {
   const base = answers.get("base");
   // Colours of a part are those of the whole.
   if (!base || !answers.settled("base")) return;
-  if (state.from !== undefined && base.grid.pooled) wantDetail(answers, layout, state, whole, base.scale);
+  if (state.from !== undefined && base.grid.pooled) wantDetail(answers, layout, state, whole, versions, base.scale);
   else answers.drop("detail");
   if (!statistic.parameters) return;
   for (const name of look.opened) {
     const range = { ...whole, layer: name };
-    answers.want(`parameters ${name}`, [range, statistic.id], () => painterOf(answers, { ...range, statistic, scale: base.scale }));
+    answers.want(`parameters ${name}`, [range, versions, statistic.id], () => painterOf(answers, { ...range, statistic, scale: base.scale }));
   }
 }
 
-function wantDetail(answers, layout, state, whole, scale) {
+function wantDetail(answers, layout, state, whole, versions, scale) {
   // Somewhat more than is seen, so that panning shows something at once; by quarters, so that it is not asked for every pixel.
   const quarter = Math.max(1, Math.ceil((state.to - state.from) / 4));
   const range = {
@@ -69,5 +71,5 @@ function wantDetail(answers, layout, state, whole, scale) {
     to: Math.min(layout.lastStep, Math.ceil(state.to / quarter) * quarter + quarter),
   };
   const ask = async () => Object.assign(await painterOf(answers, { ...whole, ...range, statistic: scale.statistic, scale }), { range });
-  answers.want("detail", [whole, range, scale.statistic.id], ask, DETAIL_DELAY);
+  answers.want("detail", [whole, versions, range, scale.statistic.id], ask, DETAIL_DELAY);
 }
