@@ -4,7 +4,7 @@ import math
 import re
 
 import pytest
-from recorded_runs import GROUPED, SPECIAL, finding, run
+from told_runs import GROUPED, SPECIAL, finding, run
 from shown_view import ORIGIN, Shown, serve
 
 

@@ -3,7 +3,7 @@
 import math
 import re
 
-from recorded_runs import ABSENT, GROUPED, SPECIAL, large, run
+from told_runs import ABSENT, GROUPED, SPECIAL, large, run
 from shown_view import Shown, brightness
 
 

@@ -201,16 +201,13 @@ export class Heatmap {
     const { rows } = this.model;
     const places = Array.from({ length: this.end - this.first }, (_, at) => this.first + at);
     if (rowHeight >= LABEL_EVERY) return places;
-    const taken = new Set();
+    const taken = [];
     return places
       .sort((a, b) => rows[a].depth - rows[b].depth || a - b)
       .filter((at) => {
-        const slot = Math.floor((at * rowHeight - this.scroll) / LABEL_EVERY);
-        const y = (at * rowHeight - this.scroll) % LABEL_EVERY;
-        // A label covers its own slot and, but for its first pixel, the next one.
-        if (taken.has(slot) || taken.has(slot + 1) || (taken.has(slot - 1) && y < LABEL_EVERY / 2)) return false;
-        taken.add(slot);
-        return true;
+        const free = taken.every((other) => Math.abs(other - at) * rowHeight >= LABEL_EVERY);
+        if (free) taken.push(at);
+        return free;
       });
   }
 
