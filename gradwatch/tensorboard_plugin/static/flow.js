@@ -57,11 +57,11 @@ export class Flow {
     const { flow } = model;
     const { clientWidth: width, clientHeight: height } = this.space;
     if (!flow || !(width > 0)) return;
-    if (this.grid !== flow.grid) {
-      this.grid = flow.grid;
+    if (this.flow !== flow) {
+      this.flow = flow;
       this.names = flow.grid.rows.filter((name) => everRecorded(flow.grid, name));
       this.rows = this.names.map((name) => flow.grid.index.get(name));
-      this.sample = sampleOf(flow.grid);
+      this.sample = [flow.grid, flow.other].filter(Boolean).flatMap(usual);
       this.column = -1;
     }
     const column = flow.grid.column(model.step);
@@ -208,11 +208,11 @@ export class Flow {
   }
 }
 
-function sampleOf(grid) {
+/** The least and the greatest of a grid's values, but for a few: a single wild one must not flatten all others. */
+function usual(grid) {
   const stride = Math.max(1, Math.floor(grid.values.length / 40000));
   const sample = [];
   for (let at = 0; at < grid.values.length; at += stride) if (grid.flags[at] === FLAG.value) sample.push(grid.values[at]);
   const sorted = Float64Array.from(sample).sort();
-  // A single wild value must not flatten all others.
   return [quantile(sorted, 0.002), quantile(sorted, 0.998)].filter((value) => !Number.isNaN(value));
 }
