@@ -33,7 +33,7 @@ function band(grid, rows, column) {
 export class Flow {
   constructor(app) {
     this.app = app;
-    this.canvas = el("canvas", { class: "gw-chart", test: "gw-flow", tabindex: "0", role: "img" });
+    this.canvas = el("canvas", { class: "gw-chart", test: "gw-flow", tabindex: "0", role: "application", "aria-roledescription": "chart" });
     this.legend = el("div", { class: "gw-chips" });
     this.space = el("div", { class: "gw-flow-space" }, this.canvas);
     this.element = el("div", { class: "gw-flow" }, this.legend, this.space);

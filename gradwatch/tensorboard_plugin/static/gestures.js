@@ -98,7 +98,7 @@ export function zoom(app, steps, factor, around) {
 
 /** Dragging over a track above or below the cells moves the step. */
 export function scrub(canvas, heat, app) {
-  const go = (event) => app.change({ step: heat.steps.step(event.offsetX) });
+  const go = (event) => app.scrub(heat.steps.step(event.offsetX));
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
     go(event);
@@ -119,8 +119,8 @@ export function keys(heat, app) {
     if (along && event.shiftKey) app.window(steps.from + along * pan, steps.to + along * pan);
     else if (along) app.move(0, along);
     else if (down) app.move(down, 0);
-    else if (event.key === "Home") app.change({ step: steps.from });
-    else if (event.key === "End") app.change({ step: steps.to });
+    else if (event.key === "Home") app.scrub(steps.from);
+    else if (event.key === "End") app.scrub(steps.to);
     else if (event.key === "+" || event.key === "=") zoom(app, steps, ZOOM, model.step);
     else if (event.key === "-") zoom(app, steps, 1 / ZOOM, model.step);
     else if (event.key === "0") app.window(null, null);

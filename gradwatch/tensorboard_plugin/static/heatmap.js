@@ -103,7 +103,7 @@ export class Heatmap {
     const key = `${model.query ? model.rowsKey : ""} ${this.element.clientWidth}`;
     if (this.gutterOf === model.tree && this.gutterKey === key) return;
     [this.gutterOf, this.gutterKey] = [model.tree, key];
-    const longest = model.query ? Math.max(0, ...model.rows.map(({ label }) => label.length + 2)) : model.tree.widest();
+    const longest = model.query ? model.rows.reduce((most, { label }) => Math.max(most, label.length + 2), 0) : model.tree.widest();
     const most = Math.max(110, Math.min(340, this.element.clientWidth * 0.34));
     const width = Math.round(Math.min(most, Math.max(118, 44 + longest * CHARACTER)));
     this.app.root.style.setProperty("--gw-gutter", `${width}px`);
@@ -129,13 +129,7 @@ export class Heatmap {
     if (rowHeight * ratio < 1) {
       // More rows than pixels: each line of pixels shows the worst of its rows.
       const perLine = 1 / (rowHeight * ratio);
-      for (let y = 0; y < h; y++) {
-        const [from, to] = [Math.floor(y * perLine), Math.min(model.rows.length, Math.floor((y + 1) * perLine))];
-        const leaves = () => new Set(model.rows.slice(from, Math.max(to, from + 1)).flatMap((row) => row.leaves));
-        const rows = () => [...leaves()].map(model.gridRow).filter((row) => row !== undefined);
-        const codes = model.painter.group(`line ${from} ${to} ${model.rowsKey}`, rows, "worst");
-        strips.push({ codes, grid: model.painter.grid, top: y, height: 1 });
-      }
+      for (let y = 0; y < h; y++) strips.push({ ...this.#line(Math.floor(y * perLine), Math.floor((y + 1) * perLine)), top: y, height: 1 });
       return strips;
     }
     const gap = rowHeight >= 8 ? Math.max(1, Math.round(ratio)) : 0;
@@ -147,6 +141,20 @@ export class Heatmap {
       strips.push({ ...painted, top, height: bottom - top - gap });
     }
     return strips;
+  }
+
+  #line(from, to) {
+    const { model } = this;
+    if (this.linesOf !== model.painter || this.linesKey !== model.rowsKey) {
+      [this.linesOf, this.linesKey, this.lines] = [model.painter, model.rowsKey, new Map()];
+    }
+    if (!this.lines.has(from)) {
+      const rows = model.rows.slice(from, Math.max(to, from + 1));
+      const layers = rows.filter(({ kind }) => kind === "layer");
+      const leaves = (layers.length ? layers : rows).flatMap((row) => row.leaves);
+      this.lines.set(from, model.painter.worst(leaves.map(model.gridRow).filter((row) => row !== undefined)));
+    }
+    return { codes: this.lines.get(from), grid: model.painter.grid };
   }
 
   /** Where a layer is seen: its own row, or that of the folded group around it. */
@@ -269,7 +277,7 @@ export class Heatmap {
   #pressed(event, row) {
     const onChevron = event.target.closest(".gw-chevron");
     if (row.kind === "group" || onChevron) this.app.toggle(row);
-    if (!onChevron) this.app.point(row, this.model.step);
+    if (!onChevron) this.app.point(row);
     this.element.focus({ preventScroll: true });
   }
 

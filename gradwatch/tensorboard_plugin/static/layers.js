@@ -17,7 +17,7 @@ export class Layers {
     this.sort = { by: null, down: false };
     this.head = el("div", { class: "gw-thead", role: "row" });
     this.body = el("div", { class: "gw-tbody", role: "rowgroup" });
-    this.scroller = el("div", { class: "gw-table-scroller", role: "table", "aria-label": "Layers" }, el("div", { role: "rowgroup", class: "gw-thead-box" }, this.head), this.body);
+    this.scroller = el("div", { class: "gw-table-scroller", role: "grid", "aria-label": "Layers" }, el("div", { role: "rowgroup", class: "gw-thead-box" }, this.head), this.body);
     this.element = this.scroller;
     this.rows = new Map();
     this.scroller.addEventListener("scroll", perFrame(() => this.#place()), { passive: true });
@@ -145,16 +145,16 @@ export class Layers {
           focus: () => (this.focused = at),
         },
       },
-      el("div", { role: "cell", class: "gw-status" }, ...status(row)),
-      el("div", { role: "cell", class: "gw-name", text: row.layer, title: shown(row.layer) }),
-      el("div", { role: "cell", class: "gw-muted gw-name", text: row.type, title: shown(row.type) }),
+      el("div", { role: "gridcell", class: "gw-status" }, ...status(row)),
+      el("div", { role: "gridcell", class: "gw-name", text: row.layer, title: shown(row.layer) }),
+      el("div", { role: "gridcell", class: "gw-muted gw-name", text: row.type, title: shown(row.type) }),
       ...this.statistics.map((statistic) => {
         const last = row.last?.[statistic.id];
         const text = last && last.flag !== FLAG.none ? cellText(last.value ?? NaN, last.flag, statistic.scale) : "–";
         const mark = last ? { [FLAG.nan]: "gw-is-nan", [FLAG.inf]: "gw-is-inf", [FLAG.negativeInf]: "gw-is-inf" }[last.flag] : null;
-        return el("div", { role: "cell", class: `gw-num ${mark ?? ""}`, text });
+        return el("div", { role: "gridcell", class: `gw-num ${mark ?? ""}`, text });
       }),
-      el("div", { role: "cell" }, spark),
+      el("div", { role: "gridcell" }, spark),
     );
     made.style.transform = `translateY(${at * ROW}px)`;
     drawSpark(spark, row.spark?.gradient, this.model.theme);

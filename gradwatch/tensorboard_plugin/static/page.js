@@ -68,7 +68,8 @@ export function build(root, parts, on) {
   page.loading = el("div", { class: "gw-loading", role: "status", "aria-label": "Loading", hidden: true });
   page.live = el("div", { class: "gw-live", test: "gw-live", "aria-live": "polite", role: "status" });
   page.describe = el("p", { class: "gw-describe gw-muted" });
-  page.shareBox = el("input", { class: "gw-share-box", readonly: true, "aria-label": "Link to this view", hidden: true });
+  const hide = () => (page.shareBox.hidden = true);
+  page.shareBox = el("input", { class: "gw-share-box", readonly: true, "aria-label": "Link to this view", hidden: true, on: { blur: hide } });
 
   page.fit = iconButton("rows", "Fit all rows into the window", on.fit);
   page.fit.setAttribute("aria-pressed", "false");

@@ -21,7 +21,7 @@ export class Raster {
   constructor(canvas) {
     this.canvas = canvas;
     this.image = null;
-    this.columns = new Map();
+    this.columns = new WeakMap();
     this.key = "";
   }
 
@@ -36,7 +36,7 @@ export class Raster {
     const ctx = this.canvas.getContext("2d");
     if (this.image?.width !== width || this.image?.height !== height) this.image = ctx.createImageData(width, height);
     const key = `${width} ${steps.from} ${steps.to}`;
-    if (key !== this.key) this.columns.clear();
+    if (key !== this.key) this.columns = new WeakMap();
     this.key = key;
     const pixels = new Uint32Array(this.image.data.buffer);
     pixels.fill(pixelOf(ground));

@@ -152,7 +152,7 @@ export class Painter {
 
   /** Codes of a group: at each column the worst of its rows, or their median; `rows` is a function, asked once. */
   group(key, rows, mode) {
-    return this.#keep(`${mode} ${key}`, () => (mode === "worst" ? this.#worst(rows()) : this.#median(rows())));
+    return this.#keep(`${mode} ${key}`, () => (mode === "worst" ? this.worst(rows()) : this.#median(rows())));
   }
 
   #keep(key, make) {
@@ -169,7 +169,8 @@ export class Painter {
     return 1 + Math.abs(code - this.usual[column]) / CODES;
   }
 
-  #worst(rows) {
+  /** At each column the code of the row that is worst, (columns,). */
+  worst(rows) {
     const worst = new Uint8Array(this.grid.columns).fill(CODE.none);
     const most = new Float32Array(this.grid.columns);
     for (const row of rows) {

@@ -123,7 +123,7 @@ export class Series {
 
   #pick(event) {
     event.target.setPointerCapture?.(event.pointerId);
-    this.app.change({ step: this.steps.step(event.offsetX - LEFT) });
+    this.app.scrub(this.steps.step(event.offsetX - LEFT));
   }
 }
 

@@ -84,7 +84,7 @@ export class StepSlider {
       class: "gw-range",
       test: "gw-step",
       "aria-label": "Step",
-      on: { input: () => app.change({ step: Number(this.range.value) }) },
+      on: { input: () => app.scrub(Number(this.range.value)) },
     });
     this.playing = false;
     this.button = iconButton("play", "Play the steps", () => this.#toggle());
@@ -118,7 +118,7 @@ export class StepSlider {
     const move = (now) => {
       if (!this.playing || !this.element.isConnected) return;
       const share = Math.min(1, (now - started) / (PLAY_SECONDS * 1000));
-      this.app.change({ step: Math.round(from + share * (to - from)) });
+      this.app.scrub(Math.round(from + share * (to - from)));
       if (share < 1) requestAnimationFrame(move);
       else this.#toggle();
     };

@@ -62,7 +62,7 @@ export class Tree {
   /** The groups that are open at first: whole levels, as long as the rows stay few enough to take in. */
   openAtFirst() {
     const open = new Set();
-    const deepest = Math.max(0, ...this.groups.map((group) => group.depth));
+    const deepest = this.groups.reduce((most, group) => Math.max(most, group.depth), 0);
     for (let depth = 1; depth <= deepest; depth++) {
       const level = this.groups.filter((group) => group.depth === depth);
       const trial = new Set([...open, ...level.map((group) => group.path)]);
@@ -107,7 +107,8 @@ export class Tree {
   /** The width of the longest label, in characters, with everything unfolded; a level of depth counts as two. */
   widest() {
     const open = new Set(this.groups.map(({ path }) => path));
-    return Math.max(0, ...this.rows(open, new Set(), false).map(({ label, depth, kind }) => label.length + 2 * depth + (kind === "group" ? 5 : 0)));
+    const width = ({ label, depth, kind }) => label.length + 2 * depth + (kind === "group" ? 5 : 0);
+    return this.rows(open, new Set(), false).reduce((most, row) => Math.max(most, width(row)), 0);
   }
 
   /** The layers whose name holds a text, each by its full name. */

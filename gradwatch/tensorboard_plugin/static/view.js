@@ -52,6 +52,8 @@ function readState(given) {
     state[key] = NUMBERS_OF_STATE.includes(key) ? Math.round(Number(found[key])) : String(found[key]);
     if (Number.isNaN(state[key])) delete state[key];
   }
+  // Half a window is none.
+  if (!(state.from < state.to)) for (const key of ["from", "to"]) delete state[key];
   return state;
 }
 
@@ -178,10 +180,16 @@ class View {
     return this.change({ from: begin, to: end, ...(step === this.model.step ? {} : { step }) });
   }
 
-  /** Looks at a row and a step; a layer is chosen as well. */
+  /** Moves the step; at the newest one it follows the run from there on. */
+  scrub(step) {
+    this.change({ step: step >= this.model.last ? undefined : Math.max(this.model.first, step) });
+  }
+
+  /** Looks at a row, and at a step where one is given; a layer is chosen as well. */
   point(row, step) {
     this.look.cursor = row.key;
-    this.change({ step, ...(row.kind === "group" ? {} : { layer: this.model.tree.layers[row.layer].name }) });
+    const chosen = row.kind === "group" ? {} : { layer: this.model.tree.layers[row.layer].name };
+    this.change(step === undefined ? chosen : { ...chosen, step });
     this.#say();
   }
 
@@ -211,13 +219,16 @@ class View {
     const now = model.rows.findIndex((row) => row.key === this.look.cursor);
     const at = now < 0 ? Math.max(0, this.heat.first) : Math.min(model.rows.length - 1, Math.max(0, now + rows));
     this.look.cursor = model.rows[at]?.key ?? null;
-    const { grid } = model.painter;
-    const column = grid.column(model.step);
-    const next = column < 0 ? -1 : Math.min(grid.columns - 1, Math.max(0, column + columns));
-    const step = columns ? (next < 0 ? model.step + columns : grid.steps[next]) : model.step;
-    this.change({ step: Math.min(model.last, Math.max(model.first, step)) });
-    if (step < model.from || step > model.to) this.window(model.from + step - model.step, model.to + step - model.step);
+    if (columns) {
+      const { grid } = model.painter;
+      const next = grid.column(model.step) + columns;
+      // Where nothing was recorded there is no column to go on from.
+      const step = next >= 0 && grid.column(model.step) >= 0 ? grid.steps[Math.min(grid.columns - 1, next)] : model.step + columns;
+      this.scrub(step);
+      if (step < model.from || step > model.to) this.window(model.from + step - model.step, model.to + step - model.step);
+    }
     this.revealing = true;
+    this.draw();
     this.#say();
   }
 
@@ -226,7 +237,7 @@ class View {
     const row = this.model.rows.find(({ key }) => key === this.look.cursor);
     if (!row) return;
     if (row.kind === "group" || (parameters && row.folds)) this.toggle(row);
-    else this.point(row, this.model.step);
+    else this.point(row);
   }
 
   /** Folds or unfolds a row. */
@@ -287,6 +298,7 @@ class View {
     clearTimeout(this.saying);
     this.disposed = true;
     this.root.replaceChildren();
+    delete this.root.gradwatch;
   }
 
   #load() {
