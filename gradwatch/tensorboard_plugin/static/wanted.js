@@ -26,11 +26,12 @@ export function want(answers, source, state, look, width) {
   if (answers.run !== run) answers.forget();
   answers.run = run;
   const version = answers.version(run);
-  for (const name of ["layout", "incidents", "loss", "table"]) answers.want(name, [run, version], () => source[name](run));
+  for (const name of ["layout", "incidents", "loss"]) answers.want(name, [run, version], () => source[name](run));
   const layout = answers.get("layout");
   // The grids of a run that grew are those up to its new end.
   if (!layout?.statistics.length || !answers.settled("layout")) return;
-  if (width) wantGrids(answers, layout, state, look, width);
+  if (!width || !wantGrids(answers, layout, state, look, width)) return;
+  answers.want("table", [run, version], () => source.table(run));
   const layer = layerOf(state, layout, answers.get("incidents"));
   if (layer !== undefined) answers.want("series", [run, version, layer], () => source.series(run, layer), SERIES_DELAY);
 }
@@ -39,12 +40,15 @@ function newest(runs) {
   return runs.reduce((one, other) => ((other.wallTime ?? 0) > (one.wallTime ?? 0) ? other : one));
 }
 
+/** Asks for the heat-map, and when it is there for what is drawn in its colours or below it; returns whether it is. */
 function wantGrids(answers, layout, state, look, width) {
   const { run, compare } = state;
   const statistic = statisticOf(layout, state.statistic);
   const whole = { run, compare, width, from: layout.firstStep, to: layout.lastStep };
   const versions = [answers.version(run), answers.version(compare)];
   answers.want("base", [whole, versions, statistic.id], () => painterOf(answers, { ...whole, statistic }));
+  // A source that answers one question at a time is asked for the picture first.
+  if (!answers.settled("base")) return false;
   const flow = statisticOf(layout, look.flow ?? FLOWS.find((id) => layout.statistics.some((one) => one.id === id)));
   answers.want("flow", [whole, versions, flow.id], async () => {
     const of = async (name) => (name ? (await painterOf(answers, { ...whole, run: name, compare: undefined, statistic: flow })).grid : null);
@@ -52,15 +56,14 @@ function wantGrids(answers, layout, state, look, width) {
     return { statistic: flow, grid, other };
   });
   const base = answers.get("base");
-  // Colours of a part are those of the whole.
-  if (!base || !answers.settled("base")) return;
+  if (!base) return true;
   if (state.from !== undefined && base.grid.pooled) wantDetail(answers, layout, state, whole, versions, base.scale);
   else answers.drop("detail");
-  if (!statistic.parameters) return;
-  for (const name of look.opened) {
+  for (const name of statistic.parameters ? look.opened : []) {
     const range = { ...whole, layer: name };
     answers.want(`parameters ${name}`, [range, versions, statistic.id], () => painterOf(answers, { ...range, statistic, scale: base.scale }));
   }
+  return true;
 }
 
 function wantDetail(answers, layout, state, whole, versions, scale) {
