@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench calibrate docs clean
+.PHONY: help install demo test check bench calibrate docs screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ calibrate: $(STAMP) ## measure how right the verdicts are, on the labelled corpu
 
 docs: $(STAMP) ## write the generated pages of docs/ anew
 	$(BIN)/python docs/generate.py
+
+screenshots: $(STAMP) ## take the pictures of the TensorBoard tab anew, from the demo's runs; needs Chromium
+	$(BIN)/python docs/screenshots.py
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) dist runs .mypy_cache .pytest_cache .ruff_cache

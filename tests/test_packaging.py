@@ -43,8 +43,18 @@ def test_the_wheel_holds_every_module_and_the_marker_for_types(wheel):
     assert modules | {"gradwatch/py.typed"} <= wheel.keys()
 
 
+def test_the_wheel_holds_the_page(wheel):
+    files = {path.relative_to(ROOT).as_posix() for folder in ("tensorboard_plugin/static", "report") for path in served(folder)}
+    assert {"gradwatch/tensorboard_plugin/static/view.css", "gradwatch/report/embedded.js"} <= files <= wheel.keys()
+
+
+def served(folder):
+    return [path for path in (ROOT / "gradwatch" / folder).iterdir() if path.suffix in {".js", ".css"}]
+
+
 def test_the_wheel_holds_nothing_else(wheel):
-    assert {path.partition("/")[0] for path in wheel} == {"gradwatch", f"gradwatch-{gradwatch.__version__}.dist-info"}
+    about = f"gradwatch-{gradwatch.__version__}.dist-info"
+    assert {path.partition("/")[0] for path in wheel} == {"gradwatch", "gradwatch_tensorboard.py", about}
     assert not [path for path in wheel if "test_" in path or "__pycache__" in path]
 
 
@@ -64,6 +74,11 @@ def test_the_metadata_are_those_of_the_project(wheel):
 def test_the_command_leads_to_a_function(wheel):
     assert "gradwatch = gradwatch.cli:main" in content(wheel, "entry_points.txt")
     assert callable(EntryPoint("gradwatch", "gradwatch.cli:main", "console_scripts").load())
+
+
+def test_tensorboard_is_led_to_the_tab(wheel):
+    assert "[tensorboard_plugins]\ngradwatch = gradwatch_tensorboard:Loader" in content(wheel, "entry_points.txt")
+    assert EntryPoint("gradwatch", "gradwatch_tensorboard:Loader", "tensorboard_plugins").load()
 
 
 def test_the_sdist_can_be_tested(built):

@@ -4,8 +4,8 @@ import math
 import re
 
 import pytest
-from told_runs import GROUPED, SPECIAL, finding, run
 from shown_view import ORIGIN, Shown, serve
+from told_runs import GROUPED, SPECIAL, finding, run
 
 
 def test_a_click_on_an_incident_leads_to_its_layer_and_step(page):

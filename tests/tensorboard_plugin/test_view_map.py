@@ -3,8 +3,8 @@
 import math
 import re
 
-from told_runs import ABSENT, GROUPED, SPECIAL, large, run
 from shown_view import Shown, brightness
+from told_runs import ABSENT, GROUPED, SPECIAL, large, run
 
 
 def test_each_kind_of_value_has_a_colour_of_its_own(page):

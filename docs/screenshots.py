@@ -1,0 +1,104 @@
+"""Takes the pictures of the "Gradient health" tab in ``docs/images/tensorboard/``: runs the demo, starts TensorBoard, and looks.
+
+Needs Chromium and what the development of gradwatch needs.
+
+python docs/screenshots.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from urllib.parse import quote
+
+from playwright.sync_api import FrameLocator, Locator, Page, sync_playwright
+
+IMAGES = Path(__file__).parent / "images" / "tensorboard"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+SIZE = {"width": 1280, "height": 900}
+PAINT = 1500
+"""Milliseconds in which everything that was asked has been answered and drawn."""
+
+
+def main() -> None:
+    """Takes every picture anew."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        sys.exit(f"there is no browser: install one of {', '.join(BROWSERS)}")
+    if not entry_points(group="tensorboard_plugins", name="gradwatch"):
+        sys.exit("TensorBoard does not know the tab: install gradwatch first, with `make install` or `pip install -e .`")
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        logdir = Path(scratch) / "demo"
+        subprocess.run([sys.executable, "-m", "gradwatch", "demo", "--logdir", logdir], check=True, stdout=subprocess.DEVNULL)
+        with tensorboard(logdir / "1") as url, sync_playwright() as playwright:
+            context = playwright.chromium.launch_persistent_context(
+                Path(scratch) / "profile",
+                executable_path=browser,
+                headless=True,
+                viewport=SIZE,
+                args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"],
+            )
+            take(context.new_page(), url)
+            context.close()
+    print(f"wrote {', '.join(sorted(path.name for path in IMAGES.glob('*.png')))} to {IMAGES}")
+
+
+def take(page: Page, url: str) -> None:
+    """Looks at the runs of the demo."""
+    frame = show(page, url, run="sigmoid")
+    page.screenshot(path=IMAGES / "tab.png")
+    card(frame, "flow").screenshot(path=IMAGES / "flow.png")
+    card(frame, "incidents").screenshot(path=IMAGES / "incidents.png")
+    card(frame, "series").screenshot(path=IMAGES / "layer.png")
+
+    frame = show(page, url, run="sigmoid", compare="relu")
+    card(frame, "map").screenshot(path=IMAGES / "compare.png")
+
+    page.emulate_media(color_scheme="dark")
+    show(page, url, run="relu-fast")
+    page.screenshot(path=IMAGES / "dark.png")
+
+
+def show(page: Page, url: str, **state: str) -> FrameLocator:
+    """The tab, opened by a link."""
+    page.goto("about:blank")
+    page.goto(f"{url}#gradwatch" + "".join(f"&p.gradwatch.{name}={quote(value)}" for name, value in state.items()))
+    frame = page.frame_locator("iframe").last
+    frame.locator(".gw").evaluate("root => root.gradwatch.ready")
+    page.wait_for_timeout(PAINT)
+    return frame
+
+
+def card(frame: FrameLocator, name: str) -> Locator:
+    """A part of the page."""
+    return frame.locator(f".gw-card-{name}")
+
+
+@contextlib.contextmanager
+def tensorboard(logdir: Path) -> Iterator[str]:
+    """A TensorBoard on a free port; yields its address."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=logdir, env=os.environ) as process:
+        try:
+            said = (re.search(r"at (http://\S+)", line) for line in process.stderr or ())
+            found = next(filter(None, said), None)
+            if found is None:
+                sys.exit("TensorBoard did not start")
+            threading.Thread(target=lambda: list(process.stderr or ()), daemon=True).start()  # a full pipe would stop it
+            yield found[1]
+        finally:
+            process.terminate()
+
+
+if __name__ == "__main__":
+    main()
