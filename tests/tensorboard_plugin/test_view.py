@@ -286,3 +286,13 @@ def test_everything_that_can_be_used_has_a_name_and_is_reached_by_tab(page):
     page.keyboard.press("ArrowRight")
     outlined = "() => getComputedStyle(document.activeElement).outlineStyle"
     assert view.evaluate(outlined) == "solid"
+
+
+def test_a_picture_that_cannot_be_had_leaves_the_one_before_it_under_its_own_name(page):
+    one = run("one", {"gradient": {"fc": [1.0] * 3}, "zeros": {"fc": [0.5] * 3}})
+    view = Shown(page, [one])
+    view.evaluate("() => { window.failing = { grid: 'The zeros could not be read.' } }")
+    view.choose("gw-statistic-select", "zeros")
+    assert view.by("gw-error").inner_text() == "The zeros could not be read."
+    assert "Gradient rms" in view.by("gw-legend").inner_text()
+    assert "50 %" not in view.hover("fc", 1)

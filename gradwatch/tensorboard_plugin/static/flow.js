@@ -164,8 +164,8 @@ export class Flow {
       return el("span", { class: "gw-chip" }, swatch, el("span", { text }));
     };
     const step = column < 0 ? "nothing recorded" : span(flow.grid.steps[column], flow.grid.last[column]);
-    const chips = [chip(own, flow.other ? `${model.run}, ${step}` : step)];
-    if (flow.other) chips.push(chip(other, model.compare));
+    const chips = [chip(own, flow.other ? `${flow.run}, ${step}` : step)];
+    if (flow.other) chips.push(chip(other, flow.compare));
     chips.push(chip(model.ink.band, "10–90 % of the steps before", "gw-block"));
     const special = specialColors(model.theme);
     if (points.some(({ flag }) => flag === FLAG.nan)) chips.push(chip(css(special.nan), "NaN", "gw-round"));
@@ -203,7 +203,7 @@ export class Flow {
       el("div", { class: "gw-tip-name", text: this.names[at] }),
       el("div", { class: "gw-tip-value", text: this.#text(at) }),
       range && el("div", { class: "gw-tip-note", text: range }),
-      theirs && el("div", { class: "gw-tip-note", text: `${this.model.compare}: ${cellText(theirs.value, theirs.flag, flow.statistic.scale)}` }),
+      theirs && el("div", { class: "gw-tip-note", text: `${flow.compare}: ${cellText(theirs.value, theirs.flag, flow.statistic.scale)}` }),
     );
   }
 }

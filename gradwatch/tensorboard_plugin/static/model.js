@@ -15,10 +15,10 @@ const NOBODY = new Map();
 export async function painterOf(answers, { run, compare, statistic, scale, from, to, width, layer }) {
   const options = { from, to, width, layer };
   const own = new Grid(await answers.grid(run, statistic.id, options));
-  if (!compare) return Object.assign(new Painter(own, scale ?? new Scale(kindOf(statistic), own, statistic)), { own });
+  if (!compare) return Object.assign(new Painter(own, scale ?? new Scale(kindOf(statistic), own, statistic)), { own, run });
   const other = new Grid(await answers.grid(compare, statistic.id, options));
   const both = difference(own, other, statistic.scale);
-  return Object.assign(new Painter(both, scale ?? new Scale("difference", both, statistic)), { own, other });
+  return Object.assign(new Painter(both, scale ?? new Scale("difference", both, statistic)), { own, other, run, compare });
 }
 
 /** Keeps what is derived until what it is derived from has changed. */
@@ -66,7 +66,9 @@ export class Modeller {
     model.to = Math.min(model.last, state.to ?? model.last);
     if (model.to < model.from) [model.from, model.to] = [model.first, model.last];
     model.step = Math.min(model.last, Math.max(model.first, state.step ?? model.last));
-    model.statistic = statisticOf(layout, state.statistic);
+    model.chosen = statisticOf(layout, state.statistic);
+    // What is said of a picture has to be true of it while the next one is on its way, and where that one cannot be had.
+    model.statistic = base?.scale.statistic ?? model.chosen;
     model.stepsOver = (width) => new Steps(model.from, model.to, width);
     model.shortName = (name) => shown(name.split(".").slice(-2).join("."));
     model.series = answers.get("series")?.name === model.layer ? answers.get("series") : null;
@@ -120,7 +122,7 @@ export class Modeller {
       const names = row.kind === "group" ? row.leaves.map((leaf) => layers[leaf].name) : [row.name];
       const reading = readingOf(painter, names, row, step, model.aggregate);
       if (painter.other && row.kind !== "group") {
-        for (const [run, grid] of [[model.run, painter.own], [model.compare, painter.other]]) {
+        for (const [run, grid] of [[painter.run, painter.own], [painter.compare, painter.other]]) {
           const cell = grid.cell(grid.index.get(row.name), grid.column(step));
           reading.notes.push(`${run}: ${cellText(cell.value, cell.flag, model.statistic.scale, 6)}`);
         }

@@ -53,7 +53,7 @@ function wantGrids(answers, layout, state, look, width) {
   answers.want("flow", [whole, versions, flow.id], async () => {
     const of = async (name) => (name ? (await painterOf(answers, { ...whole, run: name, compare: undefined, statistic: flow })).grid : null);
     const [grid, other] = await Promise.all([of(run), of(compare)]);
-    return { statistic: flow, grid, other };
+    return { statistic: flow, grid, other, run, compare };
   });
   const base = answers.get("base");
   if (!base) return true;
