@@ -10,18 +10,28 @@ function cell(value) {
 
 /** Values of many layers and steps, too many to be sent: a size that falls from layer to layer. */
 function generated({ layers, steps }) {
-  return Array.from({ length: layers }, (_, row) => Array.from({ length: steps }, (_, step) => 10 ** -(1 + (row % 10) / 2 + step / steps)));
+  return Array.from({ length: layers }, (_, row) =>
+    Array.from({ length: steps }, (_, step) => 10 ** -(1 + (row % 10) / 2 + step / steps)),
+  );
 }
 
 function gridOf(run, id, { from, to, width, layer }) {
   const { statistics, layers } = run.layout;
   const statistic = statistics.find((one) => one.id === id);
-  const recorded = run.generate ? { steps: Array.from({ length: run.generate.steps }, (_, step) => step), values: (run.kept ??= generated(run.generate)) } : run.values[id];
+  const recorded = run.generate
+    ? { steps: Array.from({ length: run.generate.steps }, (_, step) => step), values: (run.kept ??= generated(run.generate)) }
+    : run.values[id];
   const inside = recorded.steps.map((step, at) => at).filter((at) => recorded.steps[at] >= from && recorded.steps[at] <= to);
   const each = Math.max(1, Math.ceil(inside.length / width));
   const columns = Math.ceil(inside.length / each);
   const rows = layer ? layers.find(({ name }) => name === layer).parameters : layers.map(({ name }) => name);
-  const grid = { rows, steps: new Float64Array(columns), last: new Float64Array(columns), values: new Float32Array(rows.length * columns), flags: new Uint8Array(rows.length * columns) };
+  const grid = {
+    rows,
+    steps: new Float64Array(columns),
+    last: new Float64Array(columns),
+    values: new Float32Array(rows.length * columns),
+    flags: new Uint8Array(rows.length * columns),
+  };
   for (let column = 0; column < columns; column++) {
     grid.steps[column] = recorded.steps[inside[column * each]];
     grid.last[column] = recorded.steps[inside[Math.min(inside.length, (column + 1) * each) - 1]];
@@ -35,7 +45,11 @@ function gridOf(run, id, { from, to, width, layer }) {
 
 function curve(steps, values) {
   const kept = steps.map((step, at) => [step, ...cell(values[at])]).filter(([, , flag]) => flag !== 1);
-  return { steps: kept.map(([step]) => step), values: kept.map(([, value, flag]) => (flag > 1 && flag !== 4 ? null : value)), flags: kept.map(([, , flag]) => flag) };
+  return {
+    steps: kept.map(([step]) => step),
+    values: kept.map(([, value, flag]) => (flag > 1 && flag !== 4 ? null : value)),
+    flags: kept.map(([, , flag]) => flag),
+  };
 }
 
 function seriesOf(run, layer) {
@@ -44,7 +58,16 @@ function seriesOf(run, layer) {
     ? []
     : run.layout.statistics.map((one) => {
         const name = one.parameters ? run.layout.layers[row].weight : layer;
-        return { id: one.id, title: one.title, tensor: one.tensor, name, statistic: one.statistic, unit: one.unit, scale: one.scale, ...curve(run.values[one.id].steps, run.values[one.id].values[row]) };
+        return {
+          id: one.id,
+          title: one.title,
+          tensor: one.tensor,
+          name,
+          statistic: one.statistic,
+          unit: one.unit,
+          scale: one.scale,
+          ...curve(run.values[one.id].steps, run.values[one.id].values[row]),
+        };
       });
   return { name: layer, type: run.layout.layers[row].type, series: curves, latest: {} };
 }
@@ -73,9 +96,16 @@ function checked(name, answer) {
 
 /** Mounts the view over `window.runs`. */
 window.show = async ({ theme = "light", state = null }) => {
-  const source = { runs: checked("runs", () => window.runs.map(({ name, layout }) => ({ name, lastStep: layout.lastStep, wallTime: 0 }))) };
+  const source = {
+    runs: checked("runs", () => window.runs.map(({ name, layout }) => ({ name, lastStep: layout.lastStep, wallTime: 0 }))),
+  };
   for (const [name, answer] of Object.entries(answers)) {
-    source[name] = checked(name, (run, ...rest) => answer(window.runs.find((one) => one.name === run), ...rest));
+    source[name] = checked(name, (run, ...rest) =>
+      answer(
+        window.runs.find((one) => one.name === run),
+        ...rest,
+      ),
+    );
   }
   source.subscribe = (listener) => {
     window.news.add(listener);

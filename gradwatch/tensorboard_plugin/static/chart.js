@@ -70,7 +70,10 @@ export class Axis {
     if (this.kind === "log") {
       const whole = decades(this.low, this.high, wanted).map((exponent) => [exponent, power(exponent)]);
       if (whole.length > 1) return whole;
-      return [this.low + (this.high - this.low) * 0.15, this.high - (this.high - this.low) * 0.15].map((at) => [at, number(10 ** at, 2)]);
+      return [this.low + (this.high - this.low) * 0.15, this.high - (this.high - this.low) * 0.15].map((at) => [
+        at,
+        number(10 ** at, 2),
+      ]);
     }
     if (this.kind === "share") return [0, this.high / 2, this.high].map((value) => [value, `${number(value * 100, 2)} %`]);
     return [0.1, 0.5, 0.9].map((share) => this.low + share * (this.high - this.low)).map((value) => [value, number(value, 2)]);
@@ -81,7 +84,7 @@ export class Axis {
 function thinned(points, width) {
   if (points.length < 3 * width) return points;
   const kept = [];
-  for (let from = 0; from < points.length; ) {
+  for (let from = 0; from < points.length;) {
     let [to, low, high] = [from, from, from];
     while (to < points.length && Math.floor(points[to].x) === Math.floor(points[from].x) && points[to].flag === points[from].flag) {
       if (points[to].y < points[low].y) low = to;
@@ -117,7 +120,9 @@ export function drawLine(ctx, all, color, theme, { dots = false, width = 1.5, da
   ctx.setLineDash([]);
   for (const { x, y, flag } of points) {
     if (flag === FLAG.none || (flag === FLAG.value && !dots)) continue;
-    const mark = { [FLAG.nan]: special.nan, [FLAG.inf]: special.inf, [FLAG.negativeInf]: special.inf, [FLAG.zero]: special.zero }[flag];
+    const mark = { [FLAG.nan]: special.nan, [FLAG.inf]: special.inf, [FLAG.negativeInf]: special.inf, [FLAG.zero]: special.zero }[
+      flag
+    ];
     ctx.fillStyle = mark ? css(mark) : color;
     ctx.beginPath();
     ctx.arc(x, y, mark && points.length > MANY ? 1.5 : 2.5, 0, 2 * Math.PI);

@@ -57,7 +57,8 @@ const ICONS = {
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   const path = document.createElementNS(SVG, "path");
-  for (const [key, value] of Object.entries({ viewBox: "0 0 16 16", class: "gw-icon", "aria-hidden": "true" })) svg.setAttribute(key, value);
+  for (const [key, value] of Object.entries({ viewBox: "0 0 16 16", class: "gw-icon", "aria-hidden": "true" }))
+    svg.setAttribute(key, value);
   path.setAttribute("d", ICONS[name]);
   svg.append(path);
   return svg;
@@ -65,7 +66,11 @@ export function icon(name) {
 
 /** A button with an icon, named for screen readers and in its tooltip. */
 export function iconButton(name, label, click, test = null) {
-  return el("button", { type: "button", class: "gw-button gw-square", "aria-label": label, title: label, test, on: { click } }, icon(name));
+  return el(
+    "button",
+    { type: "button", class: "gw-button gw-square", "aria-label": label, title: label, test, on: { click } },
+    icon(name),
+  );
 }
 
 /** A labelled select; `choose` gets the value. */
@@ -74,7 +79,7 @@ export function select(label, test, choose) {
   return { box, field: el("label", { class: "gw-field" }, el("span", { text: label }), box) };
 }
 
-/** Gives a select its options, (value, text, group or null) each, and keeps it untouched where they are the same: it may be open. */
+/** Gives a select its options, (value, text, group or null) each; it may be open, and is left alone where they are the same. */
 export function fill(box, options, value) {
   const signature = JSON.stringify(options);
   if (box.dataset.signature !== signature) {

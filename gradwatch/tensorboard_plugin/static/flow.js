@@ -33,7 +33,13 @@ function band(grid, rows, column) {
 export class Flow {
   constructor(app) {
     this.app = app;
-    this.canvas = el("canvas", { class: "gw-chart", test: "gw-flow", tabindex: "0", role: "application", "aria-roledescription": "chart" });
+    this.canvas = el("canvas", {
+      class: "gw-chart",
+      test: "gw-flow",
+      tabindex: "0",
+      role: "application",
+      "aria-roledescription": "chart",
+    });
     this.legend = el("div", { class: "gw-chips" });
     this.space = el("div", { class: "gw-flow-space" }, this.canvas);
     this.element = el("div", { class: "gw-flow" }, this.legend, this.space);
@@ -92,11 +98,16 @@ export class Flow {
     const line = (grid, at) =>
       this.names.map((name, index) => {
         const { value, flag } = grid.cell(grid.index.get(name), at);
-        return { x: x(index), y: this.axis.y(value, flag), flag: this.axis.kind !== "log" && flag === FLAG.zero ? FLAG.value : flag };
+        return {
+          x: x(index),
+          y: this.axis.y(value, flag),
+          flag: this.axis.kind !== "log" && flag === FLAG.zero ? FLAG.value : flag,
+        };
       });
     const dots = this.names.length <= DOTS_UP_TO;
     const thin = this.slot > 2 ? 2 : 1;
-    if (flow.other) drawLine(ctx, line(flow.other, flow.other.column(model.step)), other, theme, { dots, width: thin * 0.9, dash: [5, 3] });
+    if (flow.other)
+      drawLine(ctx, line(flow.other, flow.other.column(model.step)), other, theme, { dots, width: thin * 0.9, dash: [5, 3] });
     drawLine(ctx, line(flow.grid, column), own, theme, { dots, width: thin });
     this.#names(ctx, x, bottom, ink, chosen);
     this.#explain(own, other, column, line(flow.grid, column));
@@ -125,7 +136,7 @@ export class Flow {
   /** The band of more layers than pixels: on each pixel from the lowest to the highest of its layers. */
   #fineBand(ctx, x) {
     const { low, high } = this.band;
-    for (let from = 0; from < low.length; ) {
+    for (let from = 0; from < low.length;) {
       const pixel = Math.floor(x(from));
       let [least, most] = [Infinity, -Infinity];
       for (; from < low.length && Math.floor(x(from)) === pixel; from++) {
@@ -176,7 +187,10 @@ export class Flow {
     this.said = said;
     const at = this.names.indexOf(model.layer);
     const where = at >= 0 ? `; ${model.layer}: ${this.#text(at)}` : "";
-    this.canvas.setAttribute("aria-label", `${flow.statistic.title} over ${this.names.length} layers at ${step}${where}. Arrow keys choose a layer.`);
+    this.canvas.setAttribute(
+      "aria-label",
+      `${flow.statistic.title} over ${this.names.length} layers at ${step}${where}. Arrow keys choose a layer.`,
+    );
   }
 
   #text(at) {
@@ -195,7 +209,9 @@ export class Flow {
     if (at < 0) return this.app.tooltip.hide();
     const { flow } = this.model;
     const { low, high } = this.band;
-    const range = Number.isNaN(low[at]) ? null : `before: ${cellText(low[at], 0, flow.statistic.scale)} to ${cellText(high[at], 0, flow.statistic.scale)}`;
+    const range = Number.isNaN(low[at])
+      ? null
+      : `before: ${cellText(low[at], 0, flow.statistic.scale)} to ${cellText(high[at], 0, flow.statistic.scale)}`;
     const theirs = flow.other?.cell(flow.other.index.get(this.names[at]), flow.other.column(this.model.step));
     return this.app.tooltip.show(
       event.clientX,
@@ -203,7 +219,8 @@ export class Flow {
       el("div", { class: "gw-tip-name", text: this.names[at] }),
       el("div", { class: "gw-tip-value", text: this.#text(at) }),
       range && el("div", { class: "gw-tip-note", text: range }),
-      theirs && el("div", { class: "gw-tip-note", text: `${flow.compare}: ${cellText(theirs.value, theirs.flag, flow.statistic.scale)}` }),
+      theirs &&
+        el("div", { class: "gw-tip-note", text: `${flow.compare}: ${cellText(theirs.value, theirs.flag, flow.statistic.scale)}` }),
     );
   }
 }

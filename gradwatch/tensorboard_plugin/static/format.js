@@ -38,7 +38,11 @@ export function number(value, digits = 3) {
   if (value === 0) return "0";
   const size = Math.abs(value);
   let text;
-  if (size < 1e-3 || size >= 1e5) text = value.toExponential(digits - 1).replace(/\.?0+e/, "e").replace("e+", "e");
+  if (size < 1e-3 || size >= 1e5)
+    text = value
+      .toExponential(digits - 1)
+      .replace(/\.?0+e/, "e")
+      .replace("e+", "e");
   else if (Number.isInteger(value)) text = GROUPED.format(value);
   else text = String(Number(value.toPrecision(digits)));
   return text.replace(/^-/, "−");

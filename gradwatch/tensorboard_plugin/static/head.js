@@ -21,7 +21,14 @@ export function showHead(page, model, host, runs) {
   const { statistics } = model.layout;
   const option = ({ id, title, tensor }) => [id, sentence(shown(title)), id.includes(".") ? `More of ${shown(tensor)}` : null];
   fill(page.statistic, statistics.map(option), model.chosen?.id ?? "");
-  fill(page.aggregate, [["worst", "the worst layer"], ["median", "the median"]], model.aggregate);
+  fill(
+    page.aggregate,
+    [
+      ["worst", "the worst layer"],
+      ["median", "the median"],
+    ],
+    model.aggregate,
+  );
   const flows = statistics.filter(({ id, scale }) => FLOWS.includes(id) && scale === "log");
   fill(page.flow, flows.map(option), model.flow?.statistic.id ?? flows[0]?.id ?? "");
 }

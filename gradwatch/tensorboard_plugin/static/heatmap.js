@@ -1,15 +1,14 @@
 // The heat-map: layers in forward order against steps.
 import { Steps } from "./axis.js";
 import { channels } from "./colors.js";
-import { context, el, icon, perFrame, shown } from "./dom.js";
+import { context, el, perFrame, shown } from "./dom.js";
 import { count, plural, span, title } from "./format.js";
+import { LABEL_EVERY, Labels } from "./labels.js";
 import { badge, lasting } from "./markers.js";
 import { Raster } from "./raster.js";
 
 const READABLE = 18;
 const TALLEST = 26;
-const LABEL_EVERY = 13;
-const CHARACTER = 6.9;
 
 /** Labels and canvas share one scrolling box; only what is in view exists. */
 export class Heatmap {
@@ -17,17 +16,16 @@ export class Heatmap {
     this.app = app;
     this.fit = false;
     this.hover = null;
-    this.labels = new Map();
+    this.labels = new Labels(app, () => this.element.focus({ preventScroll: true }));
     this.canvas = el("canvas", { class: "gw-map-canvas", test: "gw-heatmap", "aria-hidden": "true" });
     this.marks = el("canvas", { class: "gw-marks-canvas", "aria-hidden": "true" });
-    this.tree = el("div", { class: "gw-labels", role: "tree", "aria-label": "Layers, in forward order" });
     this.cursorLine = el("div", { class: "gw-cursor" });
     this.cell = el("div", { class: "gw-cell" });
     this.brush = el("div", { class: "gw-brush", hidden: true });
     this.hoverRow = el("div", { class: "gw-hover-row", hidden: true });
     this.plot = el("div", { class: "gw-plot" }, this.canvas, this.hoverRow, this.cursorLine, this.cell, this.marks, this.brush);
     this.ticks = el("div", { class: "gw-ticks", "aria-hidden": "true" });
-    this.sticky = el("div", { class: "gw-sticky" }, this.tree, this.plot, this.ticks);
+    this.sticky = el("div", { class: "gw-sticky" }, this.labels.element, this.plot, this.ticks);
     this.spacer = el("div", { class: "gw-spacer" });
     this.element = el(
       "div",
@@ -67,7 +65,7 @@ export class Heatmap {
   render(model) {
     this.model = model;
     if (!model?.painter) return;
-    this.#gutter(model);
+    this.labels.fit(model, this.element.clientWidth);
     this.width = this.plot.clientWidth;
     const rowHeight = this.rowHeight;
     const total = rowHeight * model.rows.length;
@@ -81,13 +79,27 @@ export class Heatmap {
     this.first = Math.floor(this.scroll / rowHeight);
     this.end = Math.min(model.rows.length, Math.ceil((this.scroll + height) / rowHeight));
     const { painter, rowsKey, aggregate, theme, from, to, marks, parameters } = model;
-    const drawn = [painter, rowsKey, aggregate, theme, from, to, marks, parameters, this.scroll, this.width, height, rowHeight, window.devicePixelRatio];
+    const drawn = [
+      painter,
+      rowsKey,
+      aggregate,
+      theme,
+      from,
+      to,
+      marks,
+      parameters,
+      this.scroll,
+      this.width,
+      height,
+      rowHeight,
+      window.devicePixelRatio,
+    ];
     if (!this.drawn || drawn.some((part, at) => part !== this.drawn[at])) {
       this.drawn = drawn;
       this.#draw(height, rowHeight);
       this.#tick(total, height);
     }
-    this.#label(rowHeight);
+    this.labels.render(model, this, rowHeight);
     this.#overlay();
   }
 
@@ -96,17 +108,6 @@ export class Heatmap {
     if (this.hover?.at === under?.at) return;
     this.hover = under;
     this.#overlay();
-  }
-
-  /** Labels get what the longest of them needs, so that folding moves nothing sideways. */
-  #gutter(model) {
-    const key = `${model.query ? model.rowsKey : ""} ${this.element.clientWidth}`;
-    if (this.gutterOf === model.tree && this.gutterKey === key) return;
-    [this.gutterOf, this.gutterKey] = [model.tree, key];
-    const longest = model.query ? model.rows.reduce((most, { label }) => Math.max(most, label.length + 2), 0) : model.tree.widest();
-    const most = Math.max(110, Math.min(340, this.element.clientWidth * 0.34));
-    const width = Math.round(Math.min(most, Math.max(118, 44 + longest * CHARACTER)));
-    this.app.root.style.setProperty("--gw-gutter", `${width}px`);
   }
 
   #draw(height, rowHeight) {
@@ -119,7 +120,15 @@ export class Heatmap {
       canvas.style.width = `${this.width}px`;
       canvas.style.height = `${height}px`;
     }
-    this.raster.draw(w, h, this.#strips(h, rowHeight, ratio), this.steps, model.painter.scale, model.theme, channels(model.ink.card));
+    this.raster.draw(
+      w,
+      h,
+      this.#strips(h, rowHeight, ratio),
+      this.steps,
+      model.painter.scale,
+      model.theme,
+      channels(model.ink.card),
+    );
     this.#mark(context(this.marks, this.width, height), rowHeight);
   }
 
@@ -129,7 +138,8 @@ export class Heatmap {
     if (rowHeight * ratio < 1) {
       // More rows than pixels: each line of pixels shows the worst of its rows.
       const perLine = 1 / (rowHeight * ratio);
-      for (let y = 0; y < h; y++) strips.push({ ...this.#line(Math.floor(y * perLine), Math.floor((y + 1) * perLine)), top: y, height: 1 });
+      for (let y = 0; y < h; y++)
+        strips.push({ ...this.#line(Math.floor(y * perLine), Math.floor((y + 1) * perLine)), top: y, height: 1 });
       return strips;
     }
     const gap = rowHeight >= 8 ? Math.max(1, Math.round(ratio)) : 0;
@@ -183,7 +193,8 @@ export class Heatmap {
       const place = `${mark.cause ? mark.number : "·"} ${at} ${Math.round(x / 4)}`;
       if (placed.has(place)) continue;
       placed.add(place);
-      if (mark.cause && rowHeight >= 6) lasting(ctx, x, Math.min(this.width - 2, steps.x(last + 1)), y + Math.min(radius - 1, rowHeight / 2 - 2));
+      if (mark.cause && rowHeight >= 6)
+        lasting(ctx, x, Math.min(this.width - 2, steps.x(last + 1)), y + Math.min(radius - 1, rowHeight / 2 - 2));
       badge(ctx, x, y, mark, radius);
       this.spots.push({ x, y, mark, radius: mark.cause ? radius + 2 : radius * 0.42 + 3 });
     }
@@ -197,88 +208,17 @@ export class Heatmap {
       const at = this.rowOf(model.leafOf(mark.layer));
       if (at < 0) return null;
       const click = () => this.app.select(mark.finding.layer, mark.finding.first_step);
-      const tick = el("button", { type: "button", tabindex: "-1", class: `gw-tick gw-${mark.finding.severity}`, title: `${mark.number}: ${shown(mark.layer)}`, on: { click } });
+      const tick = el("button", {
+        type: "button",
+        tabindex: "-1",
+        class: `gw-tick gw-${mark.finding.severity}`,
+        title: `${mark.number}: ${shown(mark.layer)}`,
+        on: { click },
+      });
       tick.style.top = `${Math.min(height - 5, ((at + 0.5) / model.rows.length) * height - 2)}px`;
       return tick;
     });
     this.ticks.replaceChildren(...ticks.filter(Boolean));
-  }
-
-  /** The rows that have space for a label; where there is not enough for all, groups come before what is in them. */
-  #labelled(rowHeight) {
-    const { rows } = this.model;
-    const places = Array.from({ length: this.end - this.first }, (_, at) => this.first + at);
-    if (rowHeight >= LABEL_EVERY) return places;
-    const taken = [];
-    return places
-      .sort((a, b) => rows[a].depth - rows[b].depth || a - b)
-      .filter((at) => {
-        const free = taken.every((other) => Math.abs(other - at) * rowHeight >= LABEL_EVERY);
-        if (free) taken.push(at);
-        return free;
-      });
-  }
-
-  #label(rowHeight) {
-    const { model } = this;
-    const wanted = new Map(this.#labelled(rowHeight).map((at) => [model.rows[at].key, { row: model.rows[at], top: at * rowHeight - this.scroll, at }]));
-    for (const [key, label] of this.labels) {
-      if (!wanted.has(key)) {
-        label.element.remove();
-        this.labels.delete(key);
-      }
-    }
-    for (const [key, { row, top, at }] of wanted) {
-      let label = this.labels.get(key);
-      const signature = `${row.label} ${row.depth} ${row.open} ${row.folds} ${model.severity(row)} ${row.name === model.layer} ${key === model.cursor}`;
-      if (label?.signature !== signature) {
-        const element = this.#labelElement(row);
-        if (label) label.element.replaceWith(element);
-        else this.tree.append(element);
-        label = { element, signature };
-        this.labels.set(key, label);
-      }
-      label.element.style.transform = `translateY(${top}px)`;
-      label.element.style.height = `${Math.max(rowHeight, LABEL_EVERY)}px`;
-      label.element.style.lineHeight = `${Math.max(rowHeight, LABEL_EVERY)}px`;
-      label.element.dataset.index = at;
-    }
-  }
-
-  #labelElement(row) {
-    const { model } = this;
-    const severity = model.severity(row);
-    const classes = ["gw-row-label", `gw-${row.kind}`];
-    if (row.name === model.layer && row.kind !== "group") classes.push("gw-selected");
-    if (row.key === model.cursor) classes.push("gw-at");
-    const label = el(
-      "div",
-      {
-        class: classes.join(" "),
-        test: "gw-row-label",
-        data: { layer: row.name },
-        role: "treeitem",
-        title: `${shown(row.name)}${row.kind === "group" ? ` · ${plural(row.leaves.length, "layer")}` : ` · ${shown(model.typeOf(row))}`}`,
-        "aria-level": row.depth,
-        "aria-expanded": row.folds ? String(row.open) : null,
-        "aria-selected": String(row.name === model.layer),
-        on: { click: (event) => this.#pressed(event, row) },
-      },
-      el("span", { class: row.folds ? "gw-chevron" : "gw-no-chevron" }, row.folds ? icon("chevron") : null),
-      el("span", { class: "gw-name", text: row.label }),
-      row.kind === "group" ? el("span", { class: "gw-count", text: count(row.leaves.length) }) : null,
-      severity ? el("span", { class: `gw-dot gw-${severity}`, title: severity, "aria-label": severity }) : null,
-    );
-    label.style.paddingInlineStart = `${4 + 12 * (row.depth - 1)}px`;
-    if (row.open) label.classList.add("gw-open");
-    return label;
-  }
-
-  #pressed(event, row) {
-    const onChevron = event.target.closest(".gw-chevron");
-    if (row.kind === "group" || onChevron) this.app.toggle(row);
-    if (!onChevron) this.app.point(row);
-    this.element.focus({ preventScroll: true });
   }
 
   #overlay() {
@@ -344,7 +284,8 @@ export class Heatmap {
   /** Tells screen readers what the picture is of. */
   describeAll() {
     const { statistic, rows, from, to } = this.model;
-    const text = `Heat-map of ${shown(statistic.title)}: ${plural(rows.length, "row")} over ${span(from, to)}. Arrow keys move; the figures are read out.`;
+    const what = `Heat-map of ${shown(statistic.title)}: ${plural(rows.length, "row")} over ${span(from, to)}`;
+    const text = `${what}. Arrow keys move; the figures are read out.`;
     if (this.element.getAttribute("aria-label") !== text) this.element.setAttribute("aria-label", text);
   }
 

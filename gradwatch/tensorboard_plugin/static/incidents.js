@@ -30,7 +30,9 @@ export class Incidents {
     if (!incidents) return this.list.replaceChildren();
     if (!incidents.length) {
       const text = `Nothing was found in ${plural(model.records, "record")}.`;
-      return this.list.replaceChildren(el("li", { class: "gw-nothing", test: "gw-nothing-found" }, icon("check"), el("span", { text })));
+      return this.list.replaceChildren(
+        el("li", { class: "gw-nothing", test: "gw-nothing-found" }, icon("check"), el("span", { text })),
+      );
     }
     const open = new Set([...this.list.querySelectorAll("details[open]")].map((details) => details.dataset.key));
     return this.list.replaceChildren(...incidents.map((incident, index) => this.#incident(incident, index + 1, model, open)));
@@ -62,7 +64,10 @@ export class Incidents {
         "p",
         { class: "gw-where" },
         el("code", { class: "gw-name", text: cause.layer }),
-        el("span", { class: "gw-muted", text: lasts ? `since step ${count(cause.first_step)}` : `${span(cause.first_step, cause.last_step)}, over` }),
+        el("span", {
+          class: "gw-muted",
+          text: lasts ? `since step ${count(cause.first_step)}` : `${span(cause.first_step, cause.last_step)}, over`,
+        }),
       ),
       el("p", { class: "gw-message", text: sentence(cause.message) }),
       cause.advice ? el("p", { class: "gw-advice" }, el("b", { text: "Try" }), ` `, el("span", { text: cause.advice })) : null,

@@ -17,10 +17,19 @@ export class Layers {
     this.sort = { by: null, down: false };
     this.head = el("div", { class: "gw-thead", role: "row" });
     this.body = el("div", { class: "gw-tbody", role: "rowgroup" });
-    this.scroller = el("div", { class: "gw-table-scroller", role: "grid", "aria-label": "Layers" }, el("div", { role: "rowgroup", class: "gw-thead-box" }, this.head), this.body);
+    this.scroller = el(
+      "div",
+      { class: "gw-table-scroller", role: "grid", "aria-label": "Layers" },
+      el("div", { role: "rowgroup", class: "gw-thead-box" }, this.head),
+      this.body,
+    );
     this.element = this.scroller;
     this.rows = new Map();
-    this.scroller.addEventListener("scroll", perFrame(() => this.#place()), { passive: true });
+    this.scroller.addEventListener(
+      "scroll",
+      perFrame(() => this.#place()),
+      { passive: true },
+    );
     this.scroller.addEventListener("keydown", (event) => this.#key(event));
   }
 
@@ -43,13 +52,24 @@ export class Layers {
       { id: "status", title: "Status" },
       { id: null, title: "Layer" },
       { id: "type", title: "Type" },
-      ...this.statistics.map((statistic) => ({ id: statistic.id, title: sentence(statistic.title), number: true, describe: statistic.describe })),
+      ...this.statistics.map((statistic) => ({
+        id: statistic.id,
+        title: sentence(statistic.title),
+        number: true,
+        describe: statistic.describe,
+      })),
       { id: "trend", title: "Gradient, trend", fixed: true },
     ];
     const numbers = this.statistics.map(() => `minmax(${NUMBER}px, 0.6fr)`).join(" ");
-    this.scroller.style.setProperty("--gw-columns", `${STATUS}px minmax(${NAME}px, 1.6fr) minmax(${TYPE}px, 0.7fr) ${numbers} ${SPARK.width}px`);
+    this.scroller.style.setProperty(
+      "--gw-columns",
+      `${STATUS}px minmax(${NAME}px, 1.6fr) minmax(${TYPE}px, 0.7fr) ${numbers} ${SPARK.width}px`,
+    );
     const gaps = (columns.length - 1) * GAP + 2 * PADDING;
-    this.scroller.style.setProperty("--gw-table-width", `${STATUS + NAME + TYPE + this.statistics.length * NUMBER + SPARK.width + gaps}px`);
+    this.scroller.style.setProperty(
+      "--gw-table-width",
+      `${STATUS + NAME + TYPE + this.statistics.length * NUMBER + SPARK.width + gaps}px`,
+    );
     this.head.replaceChildren(...columns.map((column) => this.#header(column)));
     this.shown = this.#sorted(model.table.rows.filter((row) => row.layer.toLowerCase().includes(model.query.toLowerCase())));
     this.scroller.setAttribute("aria-rowcount", this.shown.length + 1);
@@ -63,7 +83,11 @@ export class Layers {
     const direction = sorted ? (this.sort.down ? "descending" : "ascending") : "none";
     const click = () => {
       const same = this.sort.by === column.id;
-      this.sort = same ? (this.sort.down === Boolean(column.number) ? { by: column.id, down: !this.sort.down } : { by: null, down: false }) : { by: column.id, down: Boolean(column.number) };
+      this.sort = same
+        ? this.sort.down === Boolean(column.number)
+          ? { by: column.id, down: !this.sort.down }
+          : { by: null, down: false }
+        : { by: column.id, down: Boolean(column.number) };
       this.render(this.model);
     };
     const arrow = sorted ? (this.sort.down ? " ↓" : " ↑") : "";
@@ -83,7 +107,11 @@ export class Layers {
       if (by === "type") return row.type;
       const { value, flag = FLAG.none } = row.last?.[by] ?? {};
       if (flag === FLAG.none) return down ? -Infinity : Infinity;
-      return { [FLAG.nan]: Number.MAX_VALUE, [FLAG.inf]: Number.MAX_VALUE, [FLAG.negativeInf]: -Number.MAX_VALUE, [FLAG.zero]: 0 }[flag] ?? value;
+      return (
+        { [FLAG.nan]: Number.MAX_VALUE, [FLAG.inf]: Number.MAX_VALUE, [FLAG.negativeInf]: -Number.MAX_VALUE, [FLAG.zero]: 0 }[
+          flag
+        ] ?? value
+      );
     };
     const sign = down ? -1 : 1;
     return [...rows].sort((a, b) => {
@@ -162,7 +190,14 @@ export class Layers {
   }
 
   #key(event) {
-    const move = { ArrowDown: 1, ArrowUp: -1, PageDown: ROWS_IN_VIEW - 2, PageUp: 2 - ROWS_IN_VIEW, Home: -Infinity, End: Infinity }[event.key];
+    const move = {
+      ArrowDown: 1,
+      ArrowUp: -1,
+      PageDown: ROWS_IN_VIEW - 2,
+      PageUp: 2 - ROWS_IN_VIEW,
+      Home: -Infinity,
+      End: Infinity,
+    }[event.key];
     if (!event.target.matches("[data-testid=gw-layer-row]")) return;
     if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
@@ -187,7 +222,10 @@ function status(row) {
   // While something lasts elsewhere in the run, a layer of which nothing was found is not certified.
   const meaning = row.status === "–" ? "nothing found here" : row.status;
   const dot = sick ? row.status : row.status === "ok" ? "ok" : row.status === "–" ? "unsure" : "unseen";
-  return [el("span", { class: `gw-dot gw-${dot}` }), el("span", { class: "gw-name", text, title: kinds ? `${meaning}: ${kinds}` : shown(meaning) })];
+  return [
+    el("span", { class: `gw-dot gw-${dot}` }),
+    el("span", { class: "gw-name", text, title: kinds ? `${meaning}: ${kinds}` : shown(meaning) }),
+  ];
 }
 
 function drawSpark(canvas, spark, theme) {
@@ -216,11 +254,12 @@ function drawSpark(canvas, spark, theme) {
       return;
     }
     drawing = false;
-    const color = { [FLAG.nan]: special.nan, [FLAG.inf]: special.inf, [FLAG.negativeInf]: special.inf, [FLAG.zero]: special.zero }[flag];
+    const color = { [FLAG.nan]: special.nan, [FLAG.inf]: special.inf, [FLAG.negativeInf]: special.inf, [FLAG.zero]: special.zero }[
+      flag
+    ];
     if (!color) return;
     ctx.fillStyle = css(color);
     ctx.fillRect(x - 1, flag === FLAG.zero ? height - 4 : 0, 2, 4);
   });
   ctx.stroke();
 }
-

@@ -12,7 +12,16 @@ export class Legend {
 
   render(model) {
     const { scale, run, compare } = model.painter;
-    const key = JSON.stringify([scale.kind, scale.low, scale.high, model.theme, model.statistic.id, compare, run, model.marks.length > 0]);
+    const key = JSON.stringify([
+      scale.kind,
+      scale.low,
+      scale.high,
+      model.theme,
+      model.statistic.id,
+      compare,
+      run,
+      model.marks.length > 0,
+    ]);
     if (this.key === key) return;
     this.key = key;
     const stops = Array.from({ length: STOPS + 1 }, (_, at) => css(colorAt(at / STOPS, scale.palette, model.theme)));
@@ -34,14 +43,29 @@ export class Legend {
     ];
     const findings = model.marks.length
       ? [
-          el("span", { class: "gw-chip" }, el("span", { class: "gw-number gw-critical", text: "1" }), el("span", { text: "critical" })),
-          el("span", { class: "gw-chip" }, el("span", { class: "gw-number gw-warning", text: "1" }), el("span", { text: "warning" })),
+          el(
+            "span",
+            { class: "gw-chip" },
+            el("span", { class: "gw-number gw-critical", text: "1" }),
+            el("span", { text: "critical" }),
+          ),
+          el(
+            "span",
+            { class: "gw-chip" },
+            el("span", { class: "gw-number gw-warning", text: "1" }),
+            el("span", { text: "warning" }),
+          ),
           el("span", { class: "gw-chip" }, el("span", { class: "gw-pip" }), el("span", { text: "consequence" })),
         ]
       : [];
     const unit = compared ? `${run} against ${compare}` : sentence(model.statistic.title);
     this.element.replaceChildren(
-      el("div", { class: "gw-scale" }, el("span", { class: "gw-scale-title", text: unit, title: unit }), el("div", { class: "gw-scale-box" }, bar, el("div", { class: "gw-scale-marks" }, ...marks))),
+      el(
+        "div",
+        { class: "gw-scale" },
+        el("span", { class: "gw-scale-title", text: unit, title: unit }),
+        el("div", { class: "gw-scale-box" }, bar, el("div", { class: "gw-scale-marks" }, ...marks)),
+      ),
       el("div", { class: "gw-chips" }, ...swatches.filter(Boolean), ...findings),
     );
   }

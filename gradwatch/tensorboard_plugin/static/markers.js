@@ -14,7 +14,9 @@ export function marksOf(incidents, layerOf) {
 
 /** Light on dark for what ruins a run, dark on light for what deserves a look: seen on every colour of a map. */
 function inks(severity) {
-  return severity === "critical" ? { fill: "#16181d", ring: "#ffffff", text: "#ffffff" } : { fill: "#ffffff", ring: "#16181d", text: "#16181d" };
+  return severity === "critical"
+    ? { fill: "#16181d", ring: "#ffffff", text: "#ffffff" }
+    : { fill: "#ffffff", ring: "#16181d", text: "#16181d" };
 }
 
 /** A numbered badge of a cause, or the dot of a consequence. */
@@ -40,7 +42,10 @@ export function badge(ctx, x, y, mark, radius) {
 
 /** A line over the steps that a finding lasts. */
 export function lasting(ctx, from, to, y) {
-  for (const [width, color] of [[3.5, "rgba(22, 24, 29, 0.85)"], [1.5, "#ffffff"]]) {
+  for (const [width, color] of [
+    [3.5, "rgba(22, 24, 29, 0.85)"],
+    [1.5, "#ffffff"],
+  ]) {
     ctx.beginPath();
     ctx.moveTo(from, y);
     ctx.lineTo(Math.max(from + 2, to), y);

@@ -30,7 +30,8 @@ class Memo {
   /** @param inputs compared one by one, by identity */
   of(name, inputs, make) {
     const before = this.kept.get(name);
-    if (before && before.inputs.length === inputs.length && before.inputs.every((input, at) => Object.is(input, inputs[at]))) return before.value;
+    if (before && before.inputs.length === inputs.length && before.inputs.every((input, at) => Object.is(input, inputs[at])))
+      return before.value;
     const value = make();
     this.kept.set(name, { inputs, value });
     return value;
@@ -90,7 +91,8 @@ export class Modeller {
     const tree = memo.of("tree", [layers], () => new Tree(layers));
     const atFirst = memo.of("open", [tree], () => tree.openAtFirst());
     model.tree = tree;
-    model.leafOf = (name) => memo.of("leaves", [layers], () => new Map(layers.map((layer, at) => [layer.name, at]))).get(name) ?? -1;
+    model.leafOf = (name) =>
+      memo.of("leaves", [layers], () => new Map(layers.map((layer, at) => [layer.name, at]))).get(name) ?? -1;
     const parameters = Boolean(model.statistic.parameters);
     [model.rows, model.rowsKey] = memo.of("rows", [tree, query, parameters, model.version], () => {
       const open = new Set(tree.groups.map(({ path }) => path).filter((path) => model.toggled.get(path) ?? atFirst.has(path)));
@@ -122,7 +124,10 @@ export class Modeller {
       const names = row.kind === "group" ? row.leaves.map((leaf) => layers[leaf].name) : [row.name];
       const reading = readingOf(painter, names, row, step, model.aggregate);
       if (painter.other && row.kind !== "group") {
-        for (const [run, grid] of [[painter.run, painter.own], [painter.compare, painter.other]]) {
+        for (const [run, grid] of [
+          [painter.run, painter.own],
+          [painter.compare, painter.other],
+        ]) {
           const cell = grid.cell(grid.index.get(row.name), grid.column(step));
           reading.notes.push(`${run}: ${cellText(cell.value, cell.flag, model.statistic.scale, 6)}`);
         }
@@ -136,7 +141,8 @@ export class Modeller {
     const { memo } = this;
     const worst = memo.of("severities", [model.marks], () => {
       const found = new Map();
-      for (const { layer, finding } of model.marks) if (finding.severity === "critical" || !found.has(layer)) found.set(layer, finding.severity);
+      for (const { layer, finding } of model.marks)
+        if (finding.severity === "critical" || !found.has(layer)) found.set(layer, finding.severity);
       return found;
     });
     const ofRow = memo.of("row severities", [worst, model.tree], () => new Map());
@@ -156,7 +162,7 @@ export function statisticOf(layout, id) {
   return layout?.statistics.find((statistic) => statistic.id === id) ?? layout?.statistics[0];
 }
 
-/** The layer of a state; where nobody has chosen one, or it is gone, that of the first critical incident, or of the first one at all. */
+/** The layer of a state; where nobody has chosen one, or it is gone, that of the first critical incident, else of the first. */
 export function layerOf(state, layout, incidents) {
   const owners = ownersOf(layout);
   if (owners.has(state.layer)) return owners.get(state.layer);

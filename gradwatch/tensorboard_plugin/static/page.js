@@ -22,7 +22,12 @@ const KEYS = [
 /** A card with a heading; `tools` stand beside it. */
 function card(name, heading, tools, ...content) {
   const title = el("h2", { id: `gw-h-${name}` }, ...heading);
-  return el("section", { class: `gw-card gw-card-${name}`, "aria-labelledby": `gw-h-${name}` }, el("header", { class: "gw-card-head" }, title, ...tools), ...content);
+  return el(
+    "section",
+    { class: `gw-card gw-card-${name}`, "aria-labelledby": `gw-h-${name}` },
+    el("header", { class: "gw-card-head" }, title, ...tools),
+    ...content,
+  );
 }
 
 /**
@@ -49,10 +54,24 @@ export function build(root, parts, on) {
     on: { input: () => on.search(page.search.value) },
   });
   page.found = el("span", { class: "gw-muted gw-found", test: "gw-search-count" });
-  page.share = el("button", { type: "button", class: "gw-button", test: "gw-share", on: { click: on.share } }, icon("link"), el("span", { text: "Copy link" }));
+  page.share = el(
+    "button",
+    { type: "button", class: "gw-button", test: "gw-share", on: { click: on.share } },
+    icon("link"),
+    el("span", { text: "Copy link" }),
+  );
   page.title = el("h1", { text: "Gradient health" });
   page.summary = el("span", { class: "gw-muted gw-summary" });
-  page.bar = el("header", { class: "gw-bar" }, page.title, page.summary, el("div", { class: "gw-spring" }), pick("run", "Run", "gw-run-select"), pick("compare", "Compare with", "gw-compare-select"), page.share);
+  page.bar = el(
+    "header",
+    { class: "gw-bar" },
+    page.title,
+    page.summary,
+    el("div", { class: "gw-spring" }),
+    pick("run", "Run", "gw-run-select"),
+    pick("compare", "Compare with", "gw-compare-select"),
+    page.share,
+  );
   page.notes = el("div", { class: "gw-notes", test: "gw-notes", hidden: true });
   page.error = el("div", { class: "gw-error", test: "gw-error", role: "alert", hidden: true });
   page.hint = el("p", { class: "gw-muted" });
@@ -69,7 +88,13 @@ export function build(root, parts, on) {
   page.live = el("div", { class: "gw-live", test: "gw-live", "aria-live": "polite", role: "status" });
   page.describe = el("p", { class: "gw-describe gw-muted" });
   const hide = () => (page.shareBox.hidden = true);
-  page.shareBox = el("input", { class: "gw-share-box", readonly: true, "aria-label": "Link to this view", hidden: true, on: { blur: hide } });
+  page.shareBox = el("input", {
+    class: "gw-share-box",
+    readonly: true,
+    "aria-label": "Link to this view",
+    hidden: true,
+    on: { blur: hide },
+  });
 
   page.fit = iconButton("rows", "Fit all rows into the window", on.fit);
   page.fit.setAttribute("aria-pressed", "false");
@@ -79,10 +104,26 @@ export function build(root, parts, on) {
     { class: "gw-tools" },
     el("span", { class: "gw-search-field" }, icon("search"), page.search, page.found),
     pick("aggregate", "Groups show", "gw-aggregate-select"),
-    el("span", { class: "gw-buttons", role: "group", "aria-label": "Rows" }, iconButton("fold", "Fold all groups", on.fold, "gw-fold-all"), iconButton("unfold", "Unfold all groups", on.unfold, "gw-unfold-all"), page.fit),
-    el("span", { class: "gw-buttons", role: "group", "aria-label": "Steps" }, iconButton("minus", "Zoom out", on.zoomOut), iconButton("plus", "Zoom in", on.zoomIn), page.zoomReset),
+    el(
+      "span",
+      { class: "gw-buttons", role: "group", "aria-label": "Rows" },
+      iconButton("fold", "Fold all groups", on.fold, "gw-fold-all"),
+      iconButton("unfold", "Unfold all groups", on.unfold, "gw-unfold-all"),
+      page.fit,
+    ),
+    el(
+      "span",
+      { class: "gw-buttons", role: "group", "aria-label": "Steps" },
+      iconButton("minus", "Zoom out", on.zoomOut),
+      iconButton("plus", "Zoom in", on.zoomIn),
+      page.zoomReset,
+    ),
   );
-  const help = el("p", { class: "gw-keys gw-muted", id: "gw-keys" }, ...KEYS.map(([key, what]) => el("span", {}, el("kbd", { text: key }), ` ${what}`)));
+  const help = el(
+    "p",
+    { class: "gw-keys gw-muted", id: "gw-keys" },
+    ...KEYS.map(([key, what]) => el("span", {}, el("kbd", { text: key }), ` ${what}`)),
+  );
   page.statisticField = pick("statistic", "Statistic", "gw-statistic-select");
   page.statisticField.classList.add("gw-main-select");
   page.selected = el("code", { class: "gw-name gw-selected-layer", test: "gw-selected-layer" });
@@ -92,7 +133,15 @@ export function build(root, parts, on) {
   page.main = el(
     "main",
     { class: "gw-main", hidden: true },
-    card("map", [page.statisticField], [tools], page.describe, el("div", { class: "gw-map" }, parts.loss.element, parts.heat.element, parts.axis.element, parts.slider.element), parts.legend.element, help),
+    card(
+      "map",
+      [page.statisticField],
+      [tools],
+      page.describe,
+      el("div", { class: "gw-map" }, parts.loss.element, parts.heat.element, parts.axis.element, parts.slider.element),
+      parts.legend.element,
+      help,
+    ),
     card("incidents", ["Incidents", parts.incidents.count], [], parts.incidents.element),
     card("flow", ["Gradient flow"], [pick("flow", "of", "gw-flow-select")], parts.flow.element),
     card("series", ["Layer"], [page.selected, page.selectedType], parts.series.element),

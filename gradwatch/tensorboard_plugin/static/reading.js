@@ -18,13 +18,17 @@ export function readingOf(painter, names, row, step, mode) {
   }
   const badness = (cell) => painter.badness(scale.code(cell.value, cell.flag), column);
   const worst = known.reduce((a, b) => (badness(b) > badness(a) ? b : a));
-  const values = Float64Array.from(known.filter((cell) => cell.flag === FLAG.value || cell.flag === FLAG.zero), (cell) =>
-    cell.flag === FLAG.zero ? 0 : cell.value,
+  const values = Float64Array.from(
+    known.filter((cell) => cell.flag === FLAG.value || cell.flag === FLAG.zero),
+    (cell) => (cell.flag === FLAG.zero ? 0 : cell.value),
   ).sort();
   const middle = { value: quantile(values, 0.5), flag: values.length ? FLAG.value : FLAG.nan };
   const recorded = recordedAt(worst);
   const notes = [`worst of ${plural(known.length, "layer")}: ${worst.name}, ${text(worst)}`];
-  if (values.length) notes.push(`median ${text(middle)}, from ${text({ ...middle, value: values[0] })} to ${text({ ...middle, value: values.at(-1) })}`);
+  if (values.length)
+    notes.push(
+      `median ${text(middle)}, from ${text({ ...middle, value: values[0] })} to ${text({ ...middle, value: values.at(-1) })}`,
+    );
   return { value: text(mode === "worst" ? worst : middle), notes, recorded, held: step > recorded.last };
 }
 

@@ -89,7 +89,8 @@ export class Scale {
       const place = code / (CODES - 1);
       if (this.kind === "share" || this.kind === "count") badness[code] = 1 + place;
       else if (this.palette === "diverging") badness[code] = 1 + Math.abs(place - 0.5);
-      else if (good) badness[code] = 1 + Math.max(0, good[0] - place, place - good[1]) + Math.abs(place - (good[0] + good[1]) / 2) / 1e3;
+      else if (good)
+        badness[code] = 1 + Math.max(0, good[0] - place, place - good[1]) + Math.abs(place - (good[0] + good[1]) / 2) / 1e3;
       else badness[code] = 1 + Math.abs(place - this.middle);
     }
     badness[CODE.zero] = 3;
@@ -102,7 +103,8 @@ export class Scale {
   marks() {
     const at = (value, text) => ({ place: (value - this.low) / (this.high - this.low), text });
     if (this.kind === "share") return [0, 0.25, 0.5, 0.75, 1].map((value) => at(value, `${value * 100} %`));
-    if (this.kind === "count") return Array.from({ length: this.high + 1 }, (_, exponent) => at(exponent, exponent ? power(exponent) : "0"));
+    if (this.kind === "count")
+      return Array.from({ length: this.high + 1 }, (_, exponent) => at(exponent, exponent ? power(exponent) : "0"));
     if (this.kind === "log") {
       const every = Math.ceil((this.high - this.low) / 6);
       const marks = [];

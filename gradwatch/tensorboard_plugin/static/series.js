@@ -13,7 +13,11 @@ const PANELS = [
   { title: "Activation, rms", kind: "log", of: (one) => one.tensor === "activation" && one.statistic === "rms" },
   { title: "Gradients, rms", kind: "log", of: (one) => one.tensor.endsWith("_grad") && one.statistic === "rms" },
   { title: "Ratios", kind: "log", of: (one) => one.unit === "1" && one.scale === "log" && one.statistic !== "stale" },
-  { title: "Weights and updates, rms", kind: "log", of: (one) => !one.tensor.endsWith("_grad") && one.tensor !== "activation" && one.statistic === "rms" },
+  {
+    title: "Weights and updates, rms",
+    kind: "log",
+    of: (one) => !one.tensor.endsWith("_grad") && one.tensor !== "activation" && one.statistic === "rms",
+  },
   { title: "Shares", kind: "share", telling: true, of: (one) => one.scale === "share" },
   { title: "Left over from the step before", kind: "log", telling: true, of: (one) => one.statistic === "stale" },
   { title: "NaN and infinite elements", kind: "log", telling: true, of: (one) => one.statistic === "nonfinite" },
@@ -49,7 +53,9 @@ export class Series {
     this.series = series;
     this.panels = [];
     if (!series) {
-      this.element.replaceChildren(el("p", { class: "gw-hint", text: "Click a row, an incident or a point of the flow to see a layer over the steps." }));
+      this.element.replaceChildren(
+        el("p", { class: "gw-hint", text: "Click a row, an incident or a point of the flow to see a layer over the steps." }),
+      );
       return;
     }
     for (const kind of PANELS) {
@@ -59,7 +65,8 @@ export class Series {
       const canvas = el("canvas", { class: "gw-chart", role: "img" });
       const swatches = told.map(() => el("i", { class: "gw-swatch" }));
       const values = told.map(() => el("b"));
-      const chip = (one, at) => el("span", { class: "gw-chip" }, swatches[at], el("span", { text: `${label(one, series.name)} ` }), values[at]);
+      const chip = (one, at) =>
+        el("span", { class: "gw-chip" }, swatches[at], el("span", { text: `${label(one, series.name)} ` }), values[at]);
       const chips = el("span", { class: "gw-chips" }, ...told.map(chip));
       const panel = { ...kind, lines: told, canvas, chips, swatches, values };
       canvas.addEventListener("pointermove", (event) => this.#hover(event));
@@ -67,7 +74,12 @@ export class Series {
       this.panels.push(panel);
     }
     const blocks = this.panels.map((panel) =>
-      el("div", { class: "gw-panel" }, el("div", { class: "gw-panel-head" }, el("h3", { text: panel.title }), panel.chips), panel.canvas),
+      el(
+        "div",
+        { class: "gw-panel" },
+        el("div", { class: "gw-panel-head" }, el("h3", { text: panel.title }), panel.chips),
+        panel.canvas,
+      ),
     );
     const empty = el("p", { class: "gw-hint", text: "Nothing was recorded of this layer." });
     this.element.replaceChildren(...(blocks.length ? blocks : [empty]));
@@ -104,7 +116,8 @@ export class Series {
       panel.swatches[index].style.background = colors[index % colors.length];
       put(panel.values[index], at < 0 ? "–" : cellText(one.values[at] ?? NaN, one.flags[at], one.scale));
     });
-    const said = `${panel.title} of ${shown(model.layer)} over ${span(steps.from, steps.to)}: ${[...panel.chips.children].map((chip) => chip.textContent).join(", ")}`;
+    const figures = [...panel.chips.children].map((chip) => chip.textContent).join(", ");
+    const said = `${panel.title} of ${shown(model.layer)} over ${span(steps.from, steps.to)}: ${figures}`;
     panel.canvas.setAttribute("aria-label", said);
     this.steps = steps;
   }

@@ -41,7 +41,8 @@ export class Loss {
     for (const step of loss?.skipped ?? []) ctx.fillRect(steps.center(step) - 0.75, LOSS_HEIGHT - 6, 1.5, 6);
     for (const mark of lossMarks) {
       const { first_step: first } = mark.finding;
-      if (first >= steps.from && first <= steps.to) badge(ctx, Math.min(steps.width - 9, Math.max(9, steps.center(first))), 10, mark, 7);
+      if (first >= steps.from && first <= steps.to)
+        badge(ctx, Math.min(steps.width - 9, Math.max(9, steps.center(first))), 10, mark, 7);
     }
     ctx.fillStyle = model.ink.accent;
     ctx.fillRect(steps.center(model.step) - 0.75, 0, 1.5, LOSS_HEIGHT);
@@ -64,7 +65,12 @@ function nearest(steps, step) {
 export class StepAxis {
   constructor() {
     this.canvas = el("canvas", { class: "gw-axis-canvas", "aria-hidden": "true" });
-    this.element = el("div", { class: "gw-track" }, el("div", { class: "gw-gutter gw-muted gw-axis-label", text: "step" }), this.canvas);
+    this.element = el(
+      "div",
+      { class: "gw-track" },
+      el("div", { class: "gw-gutter gw-muted gw-axis-label", text: "step" }),
+      this.canvas,
+    );
   }
 
   render(model, steps) {

@@ -1,24 +1,23 @@
 // The "Gradient health" view: mounts the page, keeps its state, and asks the source for what the state needs.
 import { Answers } from "./answers.js";
-import { lookupInk } from "./ink.js";
+import { specialColors } from "./colors.js";
 import { Tooltip, perFrame, put, shown } from "./dom.js";
 import { Flow } from "./flow.js";
 import { span } from "./format.js";
 import { cells, keys, scrub, zoom } from "./gestures.js";
+import { showHead, showState } from "./head.js";
 import { Heatmap } from "./heatmap.js";
 import { Incidents } from "./incidents.js";
+import { lookupInk } from "./ink.js";
 import { Layers } from "./layers.js";
 import { Legend } from "./legend.js";
-import { showHead, showState } from "./head.js";
 import { Modeller } from "./model.js";
 import { build } from "./page.js";
-import { specialColors } from "./colors.js";
 import { Series } from "./series.js";
-import { want } from "./wanted.js";
+import { known, readState } from "./state.js";
 import { Loss, StepAxis, StepSlider } from "./timeline.js";
+import { want } from "./wanted.js";
 
-const KEYS_OF_STATE = ["run", "compare", "statistic", "layer", "step", "from", "to"];
-const NUMBERS_OF_STATE = ["step", "from", "to"];
 // The heat-map's share of the page where the incidents stand beside it, from a width on, and what its labels take of that.
 const [BESIDE, MAP_SHARE, LABELS] = [1240, 0.75, 180];
 const WIDTHS = 200;
@@ -43,26 +42,21 @@ export function mount(root, source, { host }) {
   return { refresh: () => view.refresh(), dispose: () => view.dispose() };
 }
 
-/** A state as a host gives it, an object or a query string, with nothing in it that is not known. */
-function readState(given) {
-  const found = typeof given === "string" ? Object.fromEntries(new URLSearchParams(given)) : { ...given };
-  const state = {};
-  for (const key of KEYS_OF_STATE) {
-    if (found[key] === undefined || found[key] === null || found[key] === "") continue;
-    state[key] = NUMBERS_OF_STATE.includes(key) ? Math.round(Number(found[key])) : String(found[key]);
-    if (Number.isNaN(state[key])) delete state[key];
-  }
-  // Half a window is none.
-  if (!(state.from < state.to)) for (const key of ["from", "to"]) delete state[key];
-  return state;
-}
-
 class View {
   constructor(root, source, host) {
     [this.root, this.source, this.host] = [root, source, host];
     root.classList.add("gw");
     this.state = readState(host.getState?.());
-    this.look = { query: "", aggregate: "worst", flow: null, theme: "light", cursor: null, toggled: new Map(), opened: new Set(), version: 0 };
+    this.look = {
+      query: "",
+      aggregate: "worst",
+      flow: null,
+      theme: "light",
+      cursor: null,
+      toggled: new Map(),
+      opened: new Set(),
+      version: 0,
+    };
     this.draw = perFrame(() => this.#draw());
     this.answers = new Answers(source, () => {
       this.#load();
@@ -93,7 +87,14 @@ class View {
     this.heat = parts.heat;
     const zoomed = (factor) => () => zoom(this, this.heat.steps, factor, this.model.step);
     this.page = build(this.root, parts, {
-      run: (run) => this.change({ run, from: undefined, to: undefined, step: undefined, compare: this.state.compare === run ? undefined : this.state.compare }),
+      run: (run) =>
+        this.change({
+          run,
+          from: undefined,
+          to: undefined,
+          step: undefined,
+          compare: this.state.compare === run ? undefined : this.state.compare,
+        }),
       compare: (compare) => this.change({ compare: compare || undefined }),
       statistic: (statistic) => this.change({ statistic }),
       aggregate: (aggregate) => this.adjust({ aggregate }),
@@ -165,8 +166,7 @@ class View {
 
   /** The state of a link: only what is known. */
   link() {
-    const entries = KEYS_OF_STATE.map((key) => [key, this.state[key]]).filter(([, value]) => value !== undefined && value !== null);
-    return Object.fromEntries(entries);
+    return known(this.state);
   }
 
   /** Shows the steps from `from` to `to`, as many as there are; null: all. */
@@ -205,7 +205,8 @@ class View {
     if (at >= 0) {
       for (const path of this.model.tree.around(at)) this.look.toggled.set(path, true);
       this.look.cursor = `layer ${layer}`;
-      if (this.look.query && !layer.toLowerCase().includes(this.look.query.toLowerCase())) this.page.search.value = this.look.query = "";
+      if (this.look.query && !layer.toLowerCase().includes(this.look.query.toLowerCase()))
+        this.page.search.value = this.look.query = "";
       this.look.version++;
     }
     this.revealing = at >= 0;
@@ -265,7 +266,9 @@ class View {
       const kind = row.folds ? `, ${row.open ? "unfolded" : "folded"}` : "";
       const when = recorded ? span(recorded.first, recorded.last) : span(model.step, model.step);
       const severity = model.severity(row);
-      this.page.live.textContent = shown(`${row.name}${kind}, ${when}, ${model.statistic.title}: ${value}${severity ? `, ${severity}` : ""}`);
+      this.page.live.textContent = shown(
+        `${row.name}${kind}, ${when}, ${model.statistic.title}: ${value}${severity ? `, ${severity}` : ""}`,
+      );
     }, SAY_DELAY);
   }
 

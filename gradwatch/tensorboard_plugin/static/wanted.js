@@ -51,7 +51,8 @@ function wantGrids(answers, layout, state, look, width) {
   if (!answers.settled("base")) return false;
   const flow = statisticOf(layout, look.flow ?? FLOWS.find((id) => layout.statistics.some((one) => one.id === id)));
   answers.want("flow", [whole, versions, flow.id], async () => {
-    const of = async (name) => (name ? (await painterOf(answers, { ...whole, run: name, compare: undefined, statistic: flow })).grid : null);
+    const of = async (name) =>
+      name ? (await painterOf(answers, { ...whole, run: name, compare: undefined, statistic: flow })).grid : null;
     const [grid, other] = await Promise.all([of(run), of(compare)]);
     return { statistic: flow, grid, other, run, compare };
   });
@@ -61,7 +62,9 @@ function wantGrids(answers, layout, state, look, width) {
   else answers.drop("detail");
   for (const name of statistic.parameters ? look.opened : []) {
     const range = { ...whole, layer: name };
-    answers.want(`parameters ${name}`, [range, versions, statistic.id], () => painterOf(answers, { ...range, statistic, scale: base.scale }));
+    answers.want(`parameters ${name}`, [range, versions, statistic.id], () =>
+      painterOf(answers, { ...range, statistic, scale: base.scale }),
+    );
   }
   return true;
 }
@@ -73,6 +76,7 @@ function wantDetail(answers, layout, state, whole, versions, scale) {
     from: Math.max(layout.firstStep, Math.floor(state.from / quarter) * quarter - quarter),
     to: Math.min(layout.lastStep, Math.ceil(state.to / quarter) * quarter + quarter),
   };
-  const ask = async () => Object.assign(await painterOf(answers, { ...whole, ...range, statistic: scale.statistic, scale }), { range });
+  const ask = async () =>
+    Object.assign(await painterOf(answers, { ...whole, ...range, statistic: scale.statistic, scale }), { range });
   answers.want("detail", [whole, versions, range, scale.statistic.id], ask, DETAIL_DELAY);
 }
