@@ -32,9 +32,6 @@ keep 100, or 10; and without a bound a long run would fill the memory."""
 ROUTES = ("runs", "layout", "table", "incidents", "loss", "series", "grid")
 """What the page asks for; ``gradwatch.tensorboard_plugin.routes`` answers."""
 
-ENTRY = "index.js"
-"""The module that TensorBoard imports into a frame of its own."""
-
 TYPES = {".js": "text/javascript", ".css": "text/css"}
 """Of the files that are served, and no others are."""
 
@@ -74,13 +71,18 @@ class GradientHealth(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard
         """No: TensorBoard itself knows which plugins its runs have data for, and asking twice would cost."""
         return False
 
+    def _prepare(self) -> None:
+        with contextlib.suppress(Exception):  # what goes wrong is told to whoever asks for data
+            if NAME in (self._provider.list_plugins(tensorboard_context.RequestContext(), experiment_id="") or ()):
+                _import()
+
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         """The name of the tab, and its module."""
-        return base_plugin.FrontendMetadata(es_module_path=f"/{ENTRY}", tab_name="Gradient health")
+        # This is asked when a page opens. By the time that somebody has found the tab, torch is imported.
+        threading.Thread(target=self._prepare, daemon=True).start()
+        return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Gradient health")
 
     def _file(self, name: str, request: Any) -> Any:
-        if name == ENTRY:
-            threading.Thread(target=_warm_up, daemon=True).start()  # while the browser fetches the other modules
         path = self._files[name]
         return http_util.Respond(request, path.read_bytes(), TYPES[path.suffix])
 
@@ -99,11 +101,6 @@ def _import() -> tuple[Any, Any]:
     from gradwatch.tensorboard_plugin import provider, routes
 
     return provider, routes
-
-
-def _warm_up() -> None:
-    with contextlib.suppress(Exception):  # what goes wrong is told to whoever asks for data
-        _import()
 
 
 def _files() -> dict[str, Path]:

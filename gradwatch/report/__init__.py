@@ -22,8 +22,8 @@ __all__ = ["compare", "page", "write"]
 def page(runs: Mapping[str, History], notes: Mapping[str, Sequence[str]] | None = None) -> str:
     """Makes a page of one or more runs.
 
-    Numbers that are plotted are rounded by less than 0.2 %, and of a run with more than 1,200 records neighbours are pooled, as in the
-    tab; findings and the newest number of each layer are exact.
+    Numbers that are plotted are rounded by less than 0.2 %, and of a run with more than 1,200 records neighbours are pooled, as in
+    the tab; findings and the newest number of each layer are exact.
 
     Args:
         runs: Name → what was recorded.

@@ -47,7 +47,6 @@ def assemble(runs: Mapping[str, str]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="gradwatch {__version__}">
 <title>{title}</title>
-<style>html {{ color-scheme: light dark }} body {{ margin: 0 }}</style>
 <style>{(STATIC / "view.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>

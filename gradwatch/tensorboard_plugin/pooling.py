@@ -87,8 +87,9 @@ def pool(parts: Sequence[Part], rows: int, width: int, first: int | None = None,
     for part in parts:
         lo = 0 if first is None else np.searchsorted(part.steps, first)
         hi = len(part.steps) if last is None else np.searchsorted(part.steps, last, side="right")
-        inside = cells.recorded(part.codes[lo:hi]).any(axis=1)
-        kept.append(Part(part.steps[lo:hi][inside], part.codes[lo:hi][inside], part.rows))
+        chosen, codes = part.steps[lo:hi], part.codes[lo:hi]
+        seen = cells.recorded(codes).any(axis=1)
+        kept.append(Part(chosen, codes, part.rows) if seen.all() else Part(chosen[seen], codes[seen], part.rows))
     steps = np.unique(np.concatenate([part.steps for part in kept])) if kept else np.array([], np.int64)
     columns = min(width, len(steps))
     column = np.arange(len(steps)) * columns // max(1, len(steps))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from argparse import Namespace
 from pathlib import Path
 
@@ -37,6 +38,27 @@ def test_starting_imports_neither_torch_nor_gradwatch():
     assert "gradwatch" not in run(START).replace("gradwatch_tensorboard", "")
 
 
+PREPARE = """
+import sys, threading
+from tensorboard.plugins import base_plugin
+import gradwatch_tensorboard
+
+class Provider:
+    def list_plugins(self, context, *, experiment_id):
+        return PLUGINS
+
+plugin = gradwatch_tensorboard.Loader().load(base_plugin.TBContext(data_provider=Provider()))
+plugin.frontend_metadata()
+[thread.join() for thread in threading.enumerate() if thread is not threading.current_thread()]
+print("gradwatch.tensorboard_plugin.routes" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("plugins", "imported"), [(["scalars", "gradwatch"], "True"), (["scalars"], "False"), (None, "False")])
+def test_gradwatch_is_imported_ahead_only_where_there_are_runs_of_it(plugins, imported):
+    assert run(PREPARE.replace("PLUGINS", repr(plugins))) == imported
+
+
 def test_where_gradwatch_cannot_be_imported_tensorboard_starts_and_the_tab_says_so(tmp_path):
     (tmp_path / "gradwatch").mkdir()
     (tmp_path / "gradwatch" / "__init__.py").write_text("raise ImportError('libtorch_cuda.so: undefined symbol')")
@@ -63,18 +85,24 @@ def test_flags_of_another_version_are_left_alone(flags):
     Loader().fix_flags(flags)
 
 
-class Untouchable:
-    """A data provider that nobody may ask."""
+class Busy:
+    """A data provider that keeps whoever asks it waiting."""
+
+    def __init__(self):
+        self.answer = threading.Event()
 
     def __getattr__(self, name):
-        raise AssertionError(f"{name} was asked for")
+        self.answer.wait(60)
+        raise RuntimeError(f"{name} was asked for")
 
 
-def test_is_active_asks_nothing():
-    plugin = Loader().load(base_plugin.TBContext(data_provider=Untouchable()))
+def test_a_page_that_opens_waits_for_nothing():
+    busy = Busy()
+    plugin = Loader().load(base_plugin.TBContext(data_provider=busy))
     assert plugin.is_active() is False
     assert plugin.frontend_metadata().tab_name == "Gradient health"
     assert plugin.plugin_name == "gradwatch"
+    busy.answer.set()
 
 
 def test_the_entry_point_is_declared():
