@@ -244,3 +244,17 @@ def test_zooming_into_many_steps_asks_for_what_is_seen(page):
     assert len(asked) == 2
     assert asked[1]["from"] > 0
     assert asked[1]["to"] - asked[1]["from"] < 1000
+
+
+def test_rows_of_parameters_follow_when_runs_are_compared(page):
+    def made(name, size):
+        parameters = {"fc": {"fc.weight": [size] * 3, "fc.bias": [size] * 3}}
+        return run(name, {"gradient": {"fc": [size] * 3, "other": [1.0] * 3}}, parameters=parameters)
+
+    view = Shown(page, [made("mine", 1e-1), made("theirs", 1e-3)], state={"run": "mine"})
+    page.locator("[data-layer=fc] .gw-chevron").click()
+    view.settle()
+    alone = view.pixel("fc.bias", 1)
+    view.choose("gw-compare-select", "theirs")
+    assert view.pixel("fc.bias", 1) == view.pixel("fc", 1) != alone
+    assert "+2 decades" in view.hover("fc.bias", 1)

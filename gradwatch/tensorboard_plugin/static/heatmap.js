@@ -87,14 +87,14 @@ export class Heatmap {
       from,
       to,
       marks,
-      parameters,
+      ...parameters,
       this.scroll,
       this.width,
       height,
       rowHeight,
       window.devicePixelRatio,
     ];
-    if (!this.drawn || drawn.some((part, at) => part !== this.drawn[at])) {
+    if (this.drawn?.length !== drawn.length || drawn.some((part, at) => part !== this.drawn[at])) {
       this.drawn = drawn;
       this.#draw(height, rowHeight);
       this.#tick(total, height);

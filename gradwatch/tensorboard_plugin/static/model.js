@@ -100,7 +100,7 @@ export class Modeller {
       return [rows, ++this.rowsKey];
     });
     // Whatever arrives of them has to be drawn.
-    model.parameters = [...model.opened].map((name) => answers.get(`parameters ${name}`)).filter(Boolean).length;
+    model.parameters = [...model.opened].map((name) => answers.get(`parameters ${name}`));
     const detail = answers.get("detail");
     model.painter = detail && covers(detail, model) && detail.scale === base.scale ? detail : base;
     this.#cells(model, answers);
@@ -110,7 +110,12 @@ export class Modeller {
   #cells(model, answers) {
     const { layers } = model.tree;
     model.gridRow = (leaf) => model.painter.grid.index.get(layers[leaf].name);
-    const painterFor = (row) => (row.kind === "parameter" ? answers.get(`parameters ${layers[row.layer].name}`) : model.painter);
+    const painterFor = (row) => {
+      if (row.kind !== "parameter") return model.painter;
+      const painter = answers.get(`parameters ${layers[row.layer].name}`);
+      // Colours of a scale that is no longer shown would be wrong ones.
+      return painter?.scale === model.painter.scale ? painter : null;
+    };
     model.codes = (row) => {
       const painter = painterFor(row);
       if (!painter) return null;
