@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradwatch import moments
-from gradwatch.codec import STEP
 from gradwatch.history import History
 from gradwatch.records import Record, Site
 from gradwatch.statistics import Values
@@ -56,7 +55,7 @@ class HistoryBlock(Block):
 
     def about(self, name: str) -> Values:
         """(records,)."""
-        return np.array([_about(record)[name] for record in self._records], np.float64)
+        return np.array([_about(record, name) for record in self._records], np.float64)
 
     @staticmethod
     def _column(name: str, records: Sequence[Record]) -> Array:
@@ -64,7 +63,7 @@ class HistoryBlock(Block):
         return np.array([record.rows[:, place] for record in records], np.float32)
 
 
-def _about(record: Record) -> dict[str, float]:
-    told = record.loss is not None
-    numbers = (np.nan if record.loss is None else record.loss, told, record.skipped, record.backwards, record.full, record.clip)
-    return dict(zip(STEP, numbers, strict=True))
+def _about(record: Record, name: str) -> float:
+    if name == "loss_told":
+        return record.loss is not None
+    return np.nan if name == "loss" and record.loss is None else float(getattr(record, name))

@@ -29,6 +29,9 @@ CHEAP = 8 * 2**20
 KEPT = 512 * 2**20
 """Bytes of columns that stay in memory, of all runs together."""
 
+OLDEST = STEP.index("clip") + 1
+"""What is stored of a record beside its rows by the oldest version; later ones add to it at the end."""
+
 FEW = 16
 """Records of a sample where a column is larger than that."""
 
@@ -149,7 +152,9 @@ class Reader:
                 notes.append(f"what {root} holds cannot be shown: the event that names its layers was lost, or is damaged")
                 continue
             about = small.get(f"{root}/step", ())
-            good = [datum for datum in about if datum.numpy.shape == (len(STEP),)]
+            good = [
+                datum for datum in about if datum.numpy.ndim == 1 and len(datum.numpy) >= OLDEST and datum.numpy.dtype.kind == "f"
+            ]
             if len(good) < len(about):
                 notes.append(f"{len(about) - len(good)} damaged records of {root} were left out")
             if len(about) == self._limit:
@@ -197,7 +202,10 @@ class _Block(Block):
         about = [of.data[index] for index in kept]
         super().__init__(of.sites, np.array([datum.step for datum in about], np.int64))
         self._reader, self._scope, self._run, self._root, self._notes = reader, scope, run, of.root, notes
-        self._about = np.array([datum.numpy for datum in about], np.float64).reshape(-1, len(STEP))
+        self._about = np.full((len(about), len(STEP)), np.nan)
+        for index, datum in enumerate(about):
+            told = datum.numpy[: len(STEP)]
+            self._about[index, : len(told)] = told
         self._written = len(of.data)
         self._position = {(datum.step, datum.wall_time): index for index, datum in enumerate(about)}
 

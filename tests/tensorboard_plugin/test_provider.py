@@ -165,6 +165,19 @@ def test_damaged_values_are_left_out_and_said(tmp_path):
     assert "2 damaged values" in notes
 
 
+def test_records_of_an_older_and_of_a_newer_version_are_read(tmp_path):
+    of = sites(["a"], full=False)
+    root = codec.Schema(of).root
+    oldest = np.array([0.5, 1, 0, 1, 1, np.nan])  # before the scale of the loss was stored
+    columns = {f"{root}/rms": np.full(2, 3, np.float32), f"{root}/count": np.full(2, 1, np.float32)}
+    first = columns | {f"{root}/step": oldest, f"{root}/schema": codec.Schema(of).to_json()}
+    forged(tmp_path / "run", first, columns | {f"{root}/step": np.append(oldest, [1024, 7, 8])})
+    run = reader(tmp_path).run(SCOPE, "run")
+    assert run.blocks[0].about("scale").tolist() == pytest.approx([np.nan, 1024], nan_ok=True)
+    assert answers.loss(run)["values"] == [0.5, 0.5]
+    assert answers.grid(run, SHOWN["gradient"], first=None, last=None, width=9).values.tolist() == [[3, 3]]
+
+
 def test_a_truncated_file_is_shown_as_far_as_it_goes(tmp_path):
     folder = written(healthy(steps=10), tmp_path / "run")
     [file] = folder.iterdir()
