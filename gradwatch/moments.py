@@ -219,7 +219,7 @@ def _joined(parts: list[Tensor], zeros: bool) -> Tensor:
 
 def _together(values: list[Tensor], zeros: bool) -> Tensor:
     """What ``_plain`` says of each of several tensors of one shape, (tensors, 6)."""
-    x = torch.stack(values).view(len(values), -1)
+    x = torch.stack(values).reshape(len(values), -1)  # not a view: images may be stored channels last
     norm, low, high = torch.linalg.vector_norm(x, dim=1), x.amin(1), x.amax(1)  # aminmax along a dimension is 40 times slower
     count = _count_zeros(x, 1) if zeros else torch.full_like(norm, math.nan)
     joined = torch.stack([x.sum(1), norm, low, high, count, torch.zeros_like(norm)], 1).double()

@@ -190,6 +190,13 @@ def test_strides_do_not_matter(dtype):
 
 
 @both_ways
+def test_small_images_that_are_stored_channels_last_share_a_table():
+    images = [torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last) for _ in range(2)]
+    pieces = [moments.measure(image, zeros=True, later=True) for image in images]
+    table = moments.rows([count for count, _ in pieces], moments.table([piece for _, piece in pieces]).numpy())
+    assert_same(table, np.stack([by_hand(image) for image in images]))
+
+
 def test_parameters_and_tensors_of_a_graph_are_measured_outside_of_it():
     weight = nn.Parameter(torch.tensor([1.0, -2.0]))
     for tensor in (weight, weight * 3):
