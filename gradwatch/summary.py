@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
+from types import MappingProxyType
 
 from gradwatch import moments, names, statistics
 from gradwatch.history import History
@@ -45,8 +46,13 @@ def table(history: History, findings: Sequence[Finding]) -> list[tuple[str, ...]
     ]
 
 
-def render(history: History, findings: Sequence[Finding], unseen: Sequence[str] = (), remarks: Sequence[str] = ()) -> str:
-    """The table, what was found, what could not be observed, and what else there is to say, as plain text."""
+def render(
+    history: History,
+    findings: Sequence[Finding],
+    unseen: Mapping[str, str] = MappingProxyType({}),
+    remarks: Sequence[str] = (),
+) -> str:
+    """The table, what was found, what could not be observed (layer → why), and what else there is to say, as plain text."""
     rows = table(history, findings)
     if not rows:
         return "nothing recorded yet: a record closes at each optimizer step, or at watch.step()"
@@ -54,8 +60,9 @@ def render(history: History, findings: Sequence[Finding], unseen: Sequence[str] 
     lines += [tell(incident) for incident in group(findings)] or ["nothing found"]
     if not len(history.losses()[0]):
         lines.append("no loss was told, so that loss_stagnant, loss_unstable and update_ratio were not judged: watch.loss(value)")
-    if unseen:
-        lines.append(f"not observed (never called, or compiled or scripted): {', '.join(map(printable, unseen))}")
+    for reason in dict.fromkeys(unseen.values()):
+        layers = [printable(layer) for layer, why in unseen.items() if why == reason]
+        lines.append(f"not observed ({reason}): {', '.join(layers)}")
     lines += remarks
     return "\n".join(lines)
 

@@ -16,10 +16,11 @@ from torch.optim import Optimizer
 
 from gradwatch.capture import claims
 from gradwatch.capture.boundary import on_step
-from gradwatch.capture.guard import Guard
+from gradwatch.capture.guard import Guard, Turns
 from gradwatch.capture.hooks import Hook
+from gradwatch.capture.membership import Membership
 from gradwatch.capture.recorder import Recorder
-from gradwatch.capture.selection import listed, select, strangers
+from gradwatch.capture.selection import listed, strangers
 from gradwatch.detectors import DEFAULT, Detector, Ledger, name_of
 from gradwatch.errors import GradWatchWarning, InvalidSetting, WatchClosed
 from gradwatch.history import History
@@ -104,7 +105,6 @@ class Watch:
 
     Attributes:
         history: The newest records, and what was found.
-        ids: ``id`` of every module and parameter that is observed.
     """
 
     def __init__(
@@ -124,11 +124,11 @@ class Watch:
         reads_gradients: bool = True,
         first_step: int = 0,
     ) -> None:
-        selection = select(model, include, exclude)
-        self.ids = {id(thing) for thing in (*selection.layers.values(), *selection.parameters.values())}
-        claims.refuse_claimed(self.ids, selection)
+        membership = Membership(model, include, exclude)
+        claims.refuse_claimed(membership.selection)
         self.history = History()
         self._guard = Guard()
+        self._turn = Turns()  # threads may train one model, each with its own optimizer
         self._on_finding = on_finding
         self._optimizers = list(optimizers)
         self._writers = list(writers)
@@ -137,7 +137,7 @@ class Watch:
 
             self._writers.insert(0, EventFileWriter(logdir))
         self._ledger = Ledger(detectors, self._drop_detector)
-        self._recorder = Recorder(selection, self._optimizers, every=every, scaler=scaler, first_step=first_step, fail=self.fail)
+        self._recorder = Recorder(membership, self._optimizers, every=every, scaler=scaler, first_step=first_step, fail=self.fail)
         self._news: list[Finding] = []
         self._remarks: list[str] = []
         self._closed = False
@@ -177,7 +177,7 @@ class Watch:
             WatchClosed: After ``close()``.
         """
         self._refuse_closed("step")
-        with self._guard():
+        with self._turn, self._guard():
             if not self._recorder.begun:
                 self._recorder.read(None)
             self._seal(skipped=bool(self._optimizers))
@@ -218,7 +218,7 @@ class Watch:
             WatchClosed: After ``close()``.
         """
         self._refuse_closed("tap")
-        if name in self._recorder.layers:
+        if name in self._recorder.selection.layers:
             raise InvalidSetting(f"tap({name!r}): the model has a layer of this name, which is observed already; give another name")
         if not torch.compiler.is_compiling():
             with self._guard():
@@ -278,6 +278,11 @@ class Watch:
     # -------------------------------------------------------------- for front ends
 
     @property
+    def ids(self) -> set[int]:
+        """``id`` of every module and parameter that is observed at present."""
+        return self._recorder.selection.ids
+
+    @property
     def closed(self) -> bool:
         """Whether ``close()`` was called."""
         return self._closed
@@ -323,19 +328,19 @@ class Watch:
     # -------------------------------------------------------------- one step
 
     def _before_step(self, optimizer: Optimizer) -> None:
-        with self._guard():
+        with self._turn, self._guard():
             self._remark(self._recorder.scaling.remark())
             self._recorder.read(optimizer)
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        with self._guard():
+        with self._turn, self._guard():
             if self._recorder.begun:
                 self._recorder.overflow(optimizer)
                 self._seal(skipped=False)
         self._announce()
 
     def _after_skip(self, optimizer: Optimizer) -> None:
-        with self._guard():
+        with self._turn, self._guard():
             if optimizer in self._optimizers:
                 self._recorder.read(optimizer)
                 self._seal(skipped=True)

@@ -54,7 +54,10 @@ critical: saturated at fc1.weight, step 3: flat → vanishing_gradient at fc1
 critical: loss_unstable at loss, step 12–30: it jumps
     try: a smaller step
 no loss was told, so that loss_stagnant, loss_unstable and update_ratio were not judged: watch.loss(value)
-not observed (never called, or compiled or scripted): spare, other"""
+not observed (never called): spare, other
+not observed (a ScriptModule takes no hooks): script"""
+
+UNSEEN = {"spare": "never called", "script": "a ScriptModule takes no hooks", "other": "never called"}
 
 
 def test_a_run_in_print():
@@ -65,7 +68,7 @@ def test_a_run_in_print():
         finding("loss", "loss_unstable", 12, 30, message="it jumps", advice="a smaller step"),
     ]
     # The weight stands for its layer, not the bias; its update ratio is 0.005 over 0.25. Saturation explains what vanishes.
-    assert summary.render(run, findings, ["spare", "other"]) == GOLDEN
+    assert summary.render(run, findings, UNSEEN) == GOLDEN
 
 
 def test_a_healthy_run_says_so():
@@ -144,7 +147,7 @@ ESCAPED = r"fc\x1b[2J\r\n\u202e\ud800\x07"
 def test_names_and_sentences_cannot_move_the_cursor():
     sites = (Site(HOSTILE, "activation", HOSTILE), Site(f"{HOSTILE}.weight", "parameter_grad", HOSTILE))
     said = Finding(HOSTILE, HOSTILE, 0, 0, HOSTILE, {}, HOSTILE, HOSTILE)
-    text = summary.render(history(record(0, [1.0, 1.0], sites)), [said], [HOSTILE])
+    text = summary.render(history(record(0, [1.0, 1.0], sites)), [said], {HOSTILE: "never called"})
 
     assert all(line.isprintable() for line in text.split("\n"))
     text.encode()

@@ -176,6 +176,16 @@ def test_the_losses_of_micro_batches_may_be_told_after_the_step():
     assert losses_of(watch) == [0.5, 2.5, 4.5]
 
 
+def test_a_loss_may_be_a_tensor_of_whole_numbers():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer) as watch:
+        model(torch.ones(1, 2)).sum().backward()
+        watch.loss(torch.tensor([1, 2]))  # errors counted in a batch, say
+        optimizer.step()
+    assert watch.history[0].loss == 1.5
+
+
 def test_a_loss_that_is_no_number_is_recorded_as_it_is():
     model, optimizer = linear()
     with gradwatch.watch(model, optimizer) as watch:

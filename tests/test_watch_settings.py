@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gradwatch
-from gradwatch.errors import AlreadyWatched, GradWatchError, GradWatchWarning, InvalidSetting, LogdirError, NothingToWatch
+from gradwatch.errors import AlreadyWatched, GradWatchError, GradWatchWarning, InvalidSetting, LogdirError
 
 
 def net():
@@ -59,16 +59,6 @@ def test_a_thing_that_is_no_model(model):
         InvalidSetting, match=r"^the model is a [a-zA-Z]+; give an nn\.Module, or a mapping of names to leaf tensors$"
     ):
         gradwatch.watch(model)
-
-
-def test_a_model_whose_parameters_have_no_shape_yet():
-    model = nn.Sequential(nn.LazyLinear(3), nn.ReLU())
-    with pytest.raises(
-        NothingToWatch, match=r"^'0\.weight' has no shape yet: call the model once on a batch before it is watched$"
-    ):
-        gradwatch.watch(model)
-    model(torch.ones(1, 2))
-    assert untouched(model)
 
 
 def test_a_model_that_is_watched_is_not_watched_twice():

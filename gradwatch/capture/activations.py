@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from gradwatch.capture.engine import in_transform, recompute_kind
 from gradwatch.capture.gradients import Gradients
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.passes import Passes
+from gradwatch.capture.selection import kind_of
 from gradwatch.capture.structure import unique_tensors
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
@@ -54,23 +55,39 @@ class Activations:
         fail: Called with an exception of gradwatch's own, which must not reach the training.
 
     Attributes:
-        order: Layer → its type, in the order in which forward first reached them.
+        layers: Canonical name → module.
+        order: Layer → its type, in the order in which forward first reached them. It is replaced as it grows, and never changed.
+        barren: Layers that returned nothing to measure when they were last called.
         gradients: Where their gradients arrive.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], tape: Tape, passes: Passes, fail: Callable[[Exception], None]) -> None:
-        self.layers = dict(layers)
-        self.order: dict[str, str] = {}
+        self.order: Mapping[str, str] = {}
         self.gradients = Gradients(tape, passes, fail)
+        self.layers: dict[str, nn.Module] = {}
         self._tape = tape
         self._report = fail
         self._attached = contextlib.ExitStack()
+        self._hooked = False
         self._inputs: dict[tuple[int, int], Inputs] = {}
         self._silent = units.SilentUnits()
         self._sites: dict[str, Site] = {}
-        self._channels_first = False
-        self._reached = ""
+        self._channels_first: dict[int, bool] = {}
+        self._places: dict[str, int] = {}
+        self._passes, self._furthest = 0, -1
+        self.barren: set[str] = set()
+        self.adopt(layers)
+
+    def adopt(self, layers: Mapping[str, nn.Module]) -> None:
+        """Takes other layers in the place of those it has: they may have joined the model, and others left it."""
+        gone = self.layers.keys() - layers.keys()
+        self._order((layer, kind) for layer, kind in self.order.items() if layer not in gone)
+        self._furthest = -1
+        self.layers = dict(layers)
         self._containers = {name for name, module in self.layers.items() if next(module.children(), None) is not None}
+        if self._hooked:
+            self.detach()
+            self.attach()
 
     def fail(self, error: Exception) -> None:
         """Takes an exception of one of the hooks."""
@@ -81,10 +98,17 @@ class Activations:
         if self.gradients.listening:
             return
         self.gradients.listening = True
+        self.attach()
+
+    def attach(self) -> None:
+        """Puts the hooks on the modules, where they are listened to and not there already."""
+        if self._hooked or not self.gradients.listening:
+            return
+        self._hooked = True
         for name, module in self.layers.items():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # it takes no hooks, and stays among the layers that were not observed
-            kind, active = type(module).__name__, is_activation(module)
+            kind, active = kind_of(module), is_activation(module)
             site, grad_site = Site(name, "activation", kind), Site(name, "activation_grad", kind)
             input_site = Site(name, "input_grad", kind) if active else None
             if active:
@@ -97,10 +121,15 @@ class Activations:
             after = Hook(self, Activations._after, site, grad_site, input_site)
             self._attached.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
+    def detach(self) -> None:
+        """Takes the hooks off the modules; the gradients of what they have seen are still measured."""
+        self._hooked = False
+        self._attached.close()
+
     def close(self) -> None:
         """Removes everything that ``open`` attached."""
         self.gradients.listening = False
-        self._attached.close()
+        self.detach()
         self.gradients.release()
         self._inputs.clear()
 
@@ -110,6 +139,7 @@ class Activations:
             self._tape.note(self._sites[layer], moments.DEAD, dead)
         self.gradients.end_record()
         self._inputs.clear()
+        self._furthest = -1
 
     def tap(self, name: str, tensor: Tensor) -> None:
         """Observes a tensor that no module returns."""
@@ -124,13 +154,27 @@ class Activations:
         return recompute_kind() != "non-reentrant"  # that was observed when forward first came by
 
     def _reach(self, site: Site) -> None:
-        """Keeps the order of forward: a layer that is first reached in a later step belongs behind the one reached before it."""
-        if site.layer not in self.order:
+        """Keeps the order of forward: a layer that is first reached in a later step belongs behind those reached before it.
+
+        Those are all since the last backward pass, and not the very last alone: it may be one that is called again and again, as
+        the one ReLU of a residual block is.
+        """
+        passes = len(self._tape.graph_tasks)
+        if passes != self._passes:
+            self._passes, self._furthest = passes, -1
+        place = self._places.get(site.layer)
+        if place is None:
+            self._furthest += 1
             known = list(self.order.items())
-            place = list(self.order).index(self._reached) + 1 if self._reached in self.order else len(known)
-            self.order.clear()
-            self.order.update([*known[:place], (site.layer, site.type), *known[place:]])
-        self._reached = site.layer
+            self._order([*known[: self._furthest], (site.layer, site.type), *known[self._furthest :]])
+        else:
+            self._furthest = max(self._furthest, place)
+            if self.order[site.layer] != site.type:  # another module took its name
+                self._order({**self.order, site.layer: site.type}.items())
+
+    def _order(self, layers: Iterable[tuple[str, str]]) -> None:
+        self.order = dict(layers)
+        self._places = {layer: place for place, layer in enumerate(self.order)}
 
     def _enter(self, site: Site, _module: nn.Module, _args: Any) -> None:
         self._reach(site)
@@ -149,29 +193,35 @@ class Activations:
             return
         inputs = self._inputs.pop((threading.get_ident(), id(module)), None)
         nodes = [] if inputs is None else inputs.nodes(unique_tensors(output))
-        passage = self._passage(site, module, inputs, nodes, output) if isinstance(output, Tensor) else None
+        active = input_site is not None
+        passage = self._passage(site, module, inputs, nodes, output, active=active) if isinstance(output, Tensor) else None
         self._observe(site, grad_site, output, (args, kwargs), passage, zeros=input_site is not None)
         if inputs is not None and input_site is not None:
             self.gradients.arm_inputs(inputs, nodes, input_site, None if passage is None else passage.leave)
 
-    def _passage(self, site: Site, module: nn.Module, inputs: Inputs | None, nodes: list[Node], output: Tensor) -> _Passage | None:
+    def _passage(
+        self, site: Site, module: nn.Module, inputs: Inputs | None, nodes: list[Node], output: Tensor, *, active: bool
+    ) -> _Passage | None:
         """The way back through an elementwise activation. What the output of another module tells is noted."""
+        thread = threading.get_ident()  # replicas of a model run side by side, each in a thread of its own
         if inputs is not None and is_elementwise(module, inputs, nodes, output):
-            axis = 1 if self._channels_first and output.dim() > 2 else output.dim() - 1
+            axis = 1 if self._channels_first.get(thread) and output.dim() > 2 else output.dim() - 1
             if output.dim() > 1 and output.numel():  # else each element is a sample of its own
                 self._sites[site.layer] = site
                 self._silent.saw(site.layer, units.awake_units(output, axis))
             return _Passage(module)
         if isinstance(module, nn.Softmax) and module.dim is not None and output.numel():
             self._tape.note(site, moments.CLOSED, units.confident_share(output, module.dim))
-        elif not is_activation(module) and not isinstance(module, PASSIVE):
-            self._channels_first = units.channels_first(module)
+        elif not active and not isinstance(module, PASSIVE):
+            self._channels_first[thread] = units.channels_first(module)
         return None
 
     def _observe(
         self, site: Site, grad_site: Site, output: Any, given: Any = None, passage: _Passage | None = None, *, zeros: bool
     ) -> None:
-        for tensor in unique_tensors(output):
+        tensors = list(unique_tensors(output))
+        (self.barren.discard if tensors else self.barren.add)(site.layer)
+        for tensor in tensors:
             self._tape.add(site, tensor, zeros=zeros)
             if tensor.requires_grad:
                 self.gradients.arm(tensor, grad_site, given, None if passage is None else passage.enter)

@@ -17,8 +17,9 @@ log = logging.getLogger("gradwatch")
 class Observer(Protocol):
     """Whoever observes something until it is closed."""
 
-    ids: set[int]
-    """``id`` of every module and parameter that is observed."""
+    @property
+    def ids(self) -> set[int]:
+        """``id`` of every module and parameter that is observed."""
 
     def close(self) -> None:
         """Ends the observation."""
@@ -27,16 +28,16 @@ class Observer(Protocol):
 _open: weakref.WeakSet[Observer] = weakref.WeakSet()
 
 
-def refuse_claimed(ids: set[int], selection: Selection) -> None:
+def refuse_claimed(selection: Selection) -> None:
     """Refuses to observe what another open observer does: two of them would count each other's work.
 
     Args:
-        ids: ``id`` of everything that is to be observed.
-        selection: Its names.
+        selection: What is to be observed.
 
     Raises:
         AlreadyWatched: An open observer has one of them.
     """
+    ids = selection.ids
     if any(not other.ids.isdisjoint(ids) for other in _open):
         gc.collect()  # one that nobody can reach any more, as its optimizer is gone, is closed by it
     for other in _open:

@@ -41,7 +41,7 @@ def is_elementwise(module: nn.Module, inputs: Inputs, nodes: Sequence[Node], out
         nodes: What the call made, see ``Inputs.nodes``.
         output: What it returned.
     """
-    if not output.is_floating_point() or output.layout != torch.strided:
+    if not output.is_floating_point() or output.layout != torch.strided or output.is_nested:
         return False
     if type(module) in ELEMENTWISE:
         return True

@@ -94,7 +94,7 @@ class Gradients:
 
     def end_record(self) -> None:
         """Measures what passes that did not reach every consumer of an input have handed back to it."""
-        for parts, site in self._unfinished.items():
+        for parts, site in list(self._unfinished.items()):  # another thread may be in a backward pass
             for total in parts.rest():
                 self._tape.add(site, total)
         self.release()

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 log = logging.getLogger("gradwatch")
+
+
+class Turns:
+    """``with turns:`` lets one thread in at a time. A copy has nobody inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a lock itself can be neither copied nor saved, and a model may keep its watch
+        return Turns, ()
 
 
 class Guard:

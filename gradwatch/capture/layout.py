@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from gradwatch import moments, names
 from gradwatch.capture.activations import Activations
-from gradwatch.capture.parameters import Parameters
 from gradwatch.moments import Array
 from gradwatch.records import Site
 
@@ -17,18 +18,25 @@ ORDER = ("activation", "activation_grad", "input_grad")
 _Key = tuple[bool, bool, tuple[str, ...]]
 
 
-class Layout:
-    """Puts the measurements of a record in order: layer by layer as forward reaches them, each with its parameters.
+class Members(NamedTuple):
+    """What a model was made of when a step ended. Both are replaced as it changes, and never changed themselves.
 
-    Args:
-        activations: Knows the layers that forward has reached.
-        parameters: Knows the parameters.
+    Attributes:
+        order: Layer → its type, in forward order.
+        parameters: Name → the sites of its value, its gradient and its update.
     """
 
-    def __init__(self, activations: Activations, parameters: Parameters) -> None:
-        self._activations = activations
-        self._parameters = parameters
+    order: Mapping[str, str]
+    parameters: Mapping[str, tuple[Site, ...]]
+
+
+class Layout:
+    """Puts the measurements of a record in order: layer by layer as forward reaches them, each with its parameters."""
+
+    def __init__(self) -> None:
         self._met: set[Site] = set()
+        self._trained: set[str] = set()  # layers whose parameters got a gradient
+        self._members = Members({}, {})
         self._cache: dict[_Key, _Places] = {}
 
     def arrange(
@@ -36,6 +44,7 @@ class Layout:
         sites: Sequence[Site],
         rows: Array,
         notes: Mapping[tuple[Site, int], float],
+        members: Members,
         trainable: Sequence[str],
         *,
         full: bool,
@@ -47,6 +56,7 @@ class Layout:
             sites: What was measured, in any order, a site possibly several times.
             rows: (len(sites), moments.COLUMNS).
             notes: (site, column) → share.
+            members: What the model was made of.
             trainable: The parameters that the record is about; those without a measurement got no gradient.
             full: Whether activations and weights were sampled.
             graded: Whether anybody knows the parameters' gradients; else the record says nothing of them, not even that there
@@ -55,6 +65,9 @@ class Layout:
         Returns:
             The record's sites, and their rows.
         """
+        if members.order is not self._members.order or members.parameters is not self._members.parameters:
+            self._members = members
+            self._cache.clear()
         key = full, graded, tuple(trainable)
         places = self._cache.get(key)
         if places is None or places.measured != sites:  # the sites of most records are the same objects, compared by identity
@@ -69,6 +82,7 @@ class Layout:
         return places.ordered, merged
 
     def _places(self, sites: Sequence[Site], key: _Key) -> _Places:
+        self._trained |= {names.owner(site.layer) for site in sites if site.tensor == "parameter_grad"}
         fresh = {site for site in sites if site.tensor in ORDER or _is_unregistered(site)} - self._met
         if fresh:
             self._met |= fresh
@@ -82,26 +96,51 @@ class Layout:
         self._cache[key] = _Places(sites, ordered)
         return self._cache[key]
 
-    def unseen(self) -> list[str]:
-        """Layers of which no record holds an activation: forward never called them, or never where it built a graph."""
+    def unseen(self, activations: Activations) -> dict[str, str]:
+        """Layers of which no record holds an activation → why, as far as that can be known."""
         seen = {site.layer for site in self._met}
-        return [layer for layer in self._activations.layers if layer not in seen]
+        return {layer: self._why(layer, activations) for layer in activations.layers if layer not in seen}
+
+    def _why(self, layer: str, activations: Activations) -> str:
+        if isinstance(activations.layers[layer], torch.jit.ScriptModule):
+            return "a ScriptModule takes no hooks"
+        if layer in activations.barren:
+            return "it returned no tensor of floating-point numbers, or only nested ones of the strided layout"
+        if layer in activations.order:
+            return "called only where no graph was built for backward, as under no_grad or torch.func"
+        if layer in self._trained:
+            return "not called through __call__, or inside a compiled graph; its parameters get gradients"
+        return "never called through __call__, or only inside a compiled graph"
 
     def _sites(self, trainable: Sequence[str], *, full: bool, graded: bool) -> tuple[Site, ...]:
         own: dict[str, list[str]] = {}
         for name in trainable:
             own.setdefault(names.owner(name), []).append(name)
         ordered: list[Site] = []
-        for layer, kind in self._activations.order.items():
+        order, parameters = self._members
+        for layer, kind in order.items():
             if full:
                 candidates = (Site(layer, tensor, kind) for tensor in ORDER)  # type: ignore[arg-type]  # ORDER is of TensorName
                 ordered += [site for site in candidates if site in self._met]
-            ordered += self._parameters.sites(own.pop(layer, ()), full=full, graded=graded)
+            ordered += _of(parameters, own.pop(layer, ()), full=full, graded=graded)
         for rest in own.values():
-            ordered += self._parameters.sites(rest, full=full, graded=graded)
+            ordered += _of(parameters, rest, full=full, graded=graded)
         if full:
             ordered += sorted(filter(_is_unregistered, self._met), key=lambda site: (site.layer, site.tensor))
         return tuple(ordered)
+
+
+def _of(parameters: Mapping[str, tuple[Site, ...]], names: Iterable[str], *, full: bool, graded: bool) -> list[Site]:
+    """The sites of a record about these parameters, in their order.
+
+    Args:
+        parameters: Name → the sites of its value, its gradient and its update.
+        names: The parameters.
+        full: Whether weights and updates were sampled.
+        graded: Whether their gradients could be read.
+    """
+    chosen = slice(0 if full else 1, 3 if full else 2) if graded else slice(0, 3 if full else 0, 2)
+    return [site for name in names for site in parameters[name][chosen]]
 
 
 def _is_unregistered(site: Site) -> bool:

@@ -23,11 +23,27 @@ class Parameters:
         named: Canonical full name → parameter (a leaf tensor).
         types: The same names → class name of the module that owns it.
         tape: Where measurements go.
+
+    Attributes:
+        named: The parameters by name.
     """
 
     def __init__(self, named: Mapping[str, Tensor], types: Mapping[str, str], tape: Tape) -> None:
-        self.named = dict(named)
         self.tape = tape
+        self.named: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
+        self._leftover: dict[str, Tensor | None] = {}
+        self._silent = units.SilentUnits()
+        self._full_records = 0
+        self.adopt(named, types)
+
+    def adopt(self, named: Mapping[str, Tensor], types: Mapping[str, str]) -> None:
+        """Takes other parameters in the place of those it has: they may have joined the model, and others left it."""
+        gone = [name for name, tensor in self.named.items() if named.get(name) is not tensor]
+        for name in gone:  # one that takes its name has another past
+            self._before.pop(name, None)
+            self._leftover.pop(name, None)
+        self.named = dict(named)
         self._sites = {
             name: tuple(Site(name, tensor, types[name], tuple(p.shape)) for tensor in ("parameter", "parameter_grad", "update"))
             for name, p in self.named.items()
@@ -39,25 +55,15 @@ class Parameters:
             # A table (of positions, of classes) has rows that rest; what is called a weight is multiplied with all of its input.
             if "Embedding" not in types[name] and "weight" in name.rpartition(".")[2]
         }
-        self._before: dict[str, Tensor] = {}
-        self._leftover: dict[str, Tensor | None] = {}
-        self._silent = units.SilentUnits()
-        self._full_records = 0
+
+    @property
+    def known(self) -> Mapping[str, tuple[Site, ...]]:
+        """Name → the sites of its value, its gradient and its update. Another mapping after ``adopt``; none is ever changed."""
+        return self._sites
 
     def trainable(self, names: Iterable[str]) -> list[str]:
         """Those of the names whose parameter asks for a gradient now."""
         return [name for name in names if self.named[name].requires_grad]
-
-    def sites(self, names: Iterable[str], *, full: bool, graded: bool) -> list[Site]:
-        """The sites of a record about these parameters, in their order.
-
-        Args:
-            names: The parameters.
-            full: Whether weights and updates were sampled.
-            graded: Whether their gradients could be read.
-        """
-        chosen = slice(0 if full else 1, 3 if full else 2) if graded else slice(0, 3 if full else 0, 2)
-        return [site for name in names for site in self._sites[name][chosen]]
 
     def read_gradients(self, names: Iterable[str], tape: Tape, divided_by: Tensor | None = None, *, full: bool) -> None:
         """Measures ``.grad`` where there is one: all moments in a full record, else the norm, in one pass.
@@ -123,7 +129,8 @@ class Parameters:
     def end_record(self) -> None:
         """Notes what only a whole record shows."""
         for name, dead in self._silent.close():
-            self.tape.note(self._sites[name][1], moments.DEAD, dead)
+            if name in self._sites:
+                self.tape.note(self._sites[name][1], moments.DEAD, dead)
 
     def norms(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The Euclidean norm of each gradient that there is, shape ()."""
@@ -135,15 +142,21 @@ class Parameters:
         for name in names:
             self._before.setdefault(name, self.named[name].detach().clone())
 
-    def read_updates(self) -> None:
-        """Measures the remembered weights, which the step computed with, and how far they have moved since, and forgets them."""
+    def read_updates(self, now: Mapping[str, Tensor]) -> None:
+        """Measures the remembered weights, which the step computed with, and how far they have moved since, and forgets them.
+
+        Args:
+            now: Name → the weight after the step: itself, or what functional code has put in its place.
+        """
         for name, before in self._before.items():
             weight, _, update = self._sites[name]
             self.tape.add(weight, before)
             if self._full_records < SYMMETRIC_START and units.observable_rows(before) and "Embedding" not in weight.type:
                 self.tape.note(weight, moments.ALIKE, units.alike_share(before))
             # Into the copy, which nobody needs any more: fresh memory costs more than the difference.
-            self.tape.add(update, torch.sub(self.named[name].detach(), before, out=before))
+            after = now.get(name)
+            if after is not None and after.shape == before.shape:
+                self.tape.add(update, torch.sub(after.detach(), before, out=before))
         self._full_records += bool(self._before)
         self._before.clear()
 

@@ -13,6 +13,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
+from torch.nn.parameter import is_lazy
 
 from gradwatch.capture.engine import graph_task
 
@@ -39,8 +40,12 @@ class Passes:
     """
 
     def __init__(self, leaves: Iterable[Tensor]) -> None:
-        self._leaves = list(leaves)
         self._known: dict[int, Kind] = {}
+        self.know(leaves)
+
+    def know(self, leaves: Iterable[Tensor]) -> None:
+        """Takes note of the parameters that the model has now."""
+        self._leaves = [leaf for leaf in leaves if not is_lazy(leaf)]
 
     def kind(self, outer: int = -1) -> Kind:
         """The kind of the pass that runs in this thread.

@@ -53,6 +53,11 @@ class Reading:
         self.stepping: list[Optimizer] = []
         self.within = False
 
+    def adopt(self) -> None:
+        """Takes note that there are other parameters now."""
+        self._clipping.clear()
+        self._holders = Holders(self._parameters.named, self._optimizers)
+
     @property
     def begun(self) -> bool:
         """Whether gradients were read."""

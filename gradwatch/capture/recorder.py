@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from gradwatch import moments
 from gradwatch.capture.activations import Activations
 from gradwatch.capture.cadence import Cadence
 from gradwatch.capture.engine import computed_at, in_transform, now
+from gradwatch.capture.fast_path import FastPath
 from gradwatch.capture.hooks import Hook
-from gradwatch.capture.layout import Layout
+from gradwatch.capture.layout import Layout, Members
+from gradwatch.capture.membership import Membership
 from gradwatch.capture.parameters import Parameters
 from gradwatch.capture.passes import Passes
 from gradwatch.capture.reading import Reading
@@ -36,6 +39,7 @@ class _Sealed:
     """A step that is over, while its measurements travel and its loss may still be told."""
 
     step: int
+    members: Members
     trainable: list[str]
     graded: bool
     full: bool
@@ -58,7 +62,8 @@ class _Sealed:
                 for site in sites
             ]
             rows[scaled, moments.MEAN : moments.MAX + 1] /= scales[-1]
-        ordered, merged = layout.arrange(sites, rows, self.measured.notes(), self.trainable, full=self.full, graded=self.graded)
+        about = self.members, self.trainable
+        ordered, merged = layout.arrange(sites, rows, self.measured.notes(), *about, full=self.full, graded=self.graded)
         return Record(
             self.step,
             ordered,
@@ -79,7 +84,7 @@ class Recorder:
     of a step, which may not stay half done, report theirs themselves.
 
     Args:
-        selection: What is observed.
+        membership: What is observed, also where it changes while the model is trained.
         optimizers: Those that take the steps; none: nobody says when an update begins.
         every: Steps from one full record to the next.
         scaler: The ``torch.amp.GradScaler`` in use, or None.
@@ -87,14 +92,13 @@ class Recorder:
         fail: Called with an exception of gradwatch's own, which must not reach the training.
 
     Attributes:
-        layers: Canonical name → module, of the layers whose activations are observed.
         step: The number of the step in progress.
         scaling: What the scaler does.
     """
 
     def __init__(
         self,
-        selection: Selection,
+        membership: Membership,
         optimizers: Sequence[Optimizer],
         *,
         every: int,
@@ -102,21 +106,25 @@ class Recorder:
         first_step: int,
         fail: Callable[[Exception], None],
     ) -> None:
-        self.layers = selection.layers
+        selection = membership.selection
         self.step = first_step
         self.scaling = Scaling(scaler)
+        self._membership = membership
         self._optimizers, self._every, self._report = optimizers, every, fail
         self._cadence = Cadence(optimizers, every, first_step)
         self._tape = Tape()
-        self._activations = Activations(selection.layers, self._tape, Passes(selection.owned), fail)
+        self._passes = Passes(selection.owned)
+        self._activations = Activations(selection.layers, self._tape, self._passes, fail)
         self._parameters = Parameters(selection.parameters, selection.types, self._tape)
         self._reading = Reading(self._parameters, optimizers, self.scaling, self._tape, fail)
         self._activations.gradients.on_backward(self._parameters.read_leftover)
-        self._root = selection.root
+        self._root = None if isinstance(selection.root, torch.jit.ScriptModule) else selection.root  # it takes no hooks
         self._unowned = Unowned([*selection.owned, *(tensor for optimizer in optimizers for tensor in held(optimizer))], self._tape)
+        self._fast_path = FastPath(self._activations, fail)
+        self._fast_path.adopt(selection.root)
         self._root_hooks = contextlib.ExitStack()
         self._looking = False
-        self._layout = Layout(self._activations, self._parameters)
+        self._layout = Layout()
         self._sealed: _Sealed | None = None
         self._loss_follows: bool | None = None
 
@@ -128,10 +136,12 @@ class Recorder:
 
     def open(self) -> None:
         """Gets ready for the step in progress: hooks are on the model only while it samples activations."""
+        self._renew()
         if not self._full:
             self.pause()
             return
         self._activations.open()
+        self._fast_path.open()
         if self._unowned.done:
             self._root_hooks.close()
             self._root = None
@@ -145,6 +155,7 @@ class Recorder:
     def pause(self) -> None:
         """Takes the hooks off the model until ``open`` puts them back."""
         self._activations.close()
+        self._fast_path.close()
         self._root_hooks.close()
         self._looking = False
 
@@ -154,6 +165,25 @@ class Recorder:
         self._parameters.forget()
         self._reading.close()
 
+    def _renew(self) -> None:
+        """Takes up what has joined the model, and lets go of what has left it."""
+        try:
+            if (self._full or self._membership.due(self.step)) and self._membership.changed(self.step):
+                selection = self.selection
+                self._activations.adopt(selection.layers)
+                self._fast_path.adopt(selection.root)
+                self._parameters.adopt(selection.parameters, selection.types)
+                self._reading.adopt()
+                self._passes.know(selection.owned)
+                self._unowned.know([*selection.owned, *(tensor for optimizer in self._optimizers for tensor in held(optimizer))])
+        except Exception as error:  # noqa: BLE001  # what is known of the model is observed all the same
+            self.fail(error)
+
+    def _renew_once(self) -> None:
+        """Does so when gradients are first read in a step, unless they are those of leaves that may have been replaced."""
+        if not self._reading.begun and (self._optimizers or self._membership.lazy):
+            self._renew()
+
     def _enter(self, _module: nn.Module, _args: Any) -> None:
         self._unowned.enter()
 
@@ -162,6 +192,11 @@ class Recorder:
             self._unowned.look(output)
 
     # -------------------------------------------------------------- the step in progress
+
+    @property
+    def selection(self) -> Selection:
+        """What is observed at present."""
+        return self._membership.selection
 
     @property
     def begun(self) -> bool:
@@ -175,6 +210,7 @@ class Recorder:
 
     def read(self, optimizer: Optimizer | None) -> None:
         """Reads gradients, possibly several times a step, and in a full record the weights before the update."""
+        self._renew_once()
         self._take_weights(self._reading.read(optimizer, full=self._full), moving=optimizer is not None)
 
     def _read_rest(self) -> None:
@@ -190,6 +226,7 @@ class Recorder:
 
     def before_clip(self) -> None:
         """Reads gradients that are about to be clipped: the next ``read`` of them then only compares the norms that it finds."""
+        self._renew_once()
         self._reading.before_clip(full=self._full)
 
     def tap(self, name: str, tensor: Tensor) -> None:
@@ -204,7 +241,10 @@ class Recorder:
         """
         if in_transform():
             return
-        loss = value.detach().mean().clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        if isinstance(value, Tensor):
+            loss = (value if value.is_floating_point() else value.double()).detach().mean().clone()
+        else:
+            loss = torch.tensor(value, dtype=torch.float64)
         if self._sealed is None:
             self._loss_follows = False
         elif isinstance(value, Tensor) and (computed := computed_at(value)) is not None:
@@ -234,14 +274,16 @@ class Recorder:
 
     def seal(self, *, skipped: bool) -> None:
         """Ends the step in progress: its measurements start to travel, and the next step begins. The one before is finished."""
-        for part in (self._read_rest, self._parameters.read_updates, self._activations.end_record, self._parameters.end_record):
+        read_updates = partial(self._parameters.read_updates, self._membership.tensors)
+        for part in (self._read_rest, read_updates, self._activations.end_record, self._parameters.end_record):
             try:
                 part()
             except Exception as error:  # noqa: BLE001  # where one of them fails, the step ends all the same
                 self.fail(error)
         self._parameters.forget()
-        read = self._reading
-        self._sealed = _Sealed(self.step, read.trainable(), read.graded, self._full, skipped, self._tape.take(), now(), read.scaled)
+        read, members = self._reading, Members(self._activations.order, self._parameters.known)
+        about = members, read.trainable(), read.graded, self._full, skipped
+        self._sealed = _Sealed(self.step, *about, self._tape.take(), now(), read.scaled)
         self._cadence.stepped(read.stepping, self.step)
         self.step += 1
         self._reading.end()
@@ -252,6 +294,6 @@ class Recorder:
         sealed, self._sealed = self._sealed, None
         return None if sealed is None else sealed.record(self._layout)
 
-    def unseen(self) -> list[str]:
-        """Layers of which no record holds an activation."""
-        return self._layout.unseen()
+    def unseen(self) -> dict[str, str]:
+        """Layers of which no record holds an activation → why, as far as that can be known."""
+        return self._layout.unseen(self._activations)

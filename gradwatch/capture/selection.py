@@ -8,12 +8,16 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradwatch import names
 from gradwatch.errors import InvalidSetting, NothingToWatch
+
+CARRIED = ("torch.nn.modules.loss", "torchmetrics.", "torch.ao.quantization.observer", "torch.ao.quantization.fake_quantize")
+"""Where modules come from that a model carries along and that are none of its layers: criteria, metrics, observers of ranges."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Selection:
     root: nn.Module | None
     owned: tuple[Tensor, ...]
 
+    @property
+    def ids(self) -> set[int]:
+        """``id`` of every module and parameter that is observed."""
+        return {id(thing) for thing in (*self.layers.values(), *self.parameters.values())}
+
 
 def select(model: nn.Module | Mapping[str, Tensor], include: Sequence[str], exclude: Sequence[str]) -> Selection:
     """Picks the layers that do the computing, and the parameters, as far as the globs select them.
@@ -47,38 +56,59 @@ def select(model: nn.Module | Mapping[str, Tensor], include: Sequence[str], excl
         exclude: Globs that take away from it.
 
     Raises:
-        NothingToWatch: There are no parameters, one has no shape yet, or a glob selects nothing.
+        NothingToWatch: There are no parameters, or a glob selects nothing.
     """
-    if isinstance(model, Mapping):
-        layers: dict[str, nn.Module] = {}
-        parameters: dict[str, Tensor] = dict(model)
-        _require_leaves(parameters)
-    else:
-        modules = dict(names.named_modules(model))
-        inner = f".{names.PARAMETRIZED}."  # what computes a weight is no layer: its output is a weight, and no activation
-        layers = {
-            name: module for name, module in modules.items() if (_computes(module) and inner not in f".{name}.") or name in include
-        }
-        parameters = dict(names.named_parameters(model))
+    layers, parameters = _parts(model, include)
     if not parameters:
         raise NothingToWatch(f"{_title(model)} has no parameters: nothing in it can learn, so there is nothing to watch")
-    for name, parameter in parameters.items():
-        if is_lazy(parameter):
-            raise NothingToWatch(f"{name!r} has no shape yet: call the model once on a batch before it is watched")
     for glob in chain(include, exclude):
         if not (_picks(layers, (glob,), ()) or any(names.selects(name, (glob,), ()) for name in parameters)):
             close = get_close_matches(glob, [*layers, *parameters], n=3, cutoff=0.4)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; layers: {', '.join(layers)}"
             raise NothingToWatch(f"the glob {glob!r} matches no layer and no parameter of {_title(model)}{hint}")
-    layers = _picks(layers, include, exclude)
-    parameters = {name: tensor for name, tensor in parameters.items() if names.selects(name, include, exclude)}
-    if not layers and not parameters:
+    selection = pick(model, include, exclude)
+    if not selection.layers and not any(names.selects(name, include, exclude) for name in parameters):
         raise NothingToWatch(f"include={tuple(include)!r} and exclude={tuple(exclude)!r} leave nothing of {_title(model)} to watch")
-    owners = {} if isinstance(model, Mapping) else modules
-    types = {name: type(owners.get(names.owner(name))).__name__ if owners else "Tensor" for name in parameters}
-    root = None if isinstance(model, Mapping) else model
-    owned = tuple(model.values() if isinstance(model, Mapping) else model.parameters())
-    return Selection(layers, parameters, types, root, owned)
+    return selection
+
+
+def pick(model: nn.Module | Mapping[str, Tensor], include: Sequence[str], exclude: Sequence[str]) -> Selection:
+    """What ``select`` picks, of a model that may have changed since its globs were checked.
+
+    A parameter of a lazy module is no part of it before its shape is known.
+
+    Raises:
+        NothingToWatch: A mapping holds something that is no leaf tensor.
+    """
+    layers, parameters = _parts(model, include)
+    selected = {
+        name: tensor for name, tensor in parameters.items() if names.selects(name, include, exclude) and not is_lazy(tensor)
+    }
+    if isinstance(model, Mapping):
+        return Selection({}, selected, dict.fromkeys(selected, "Tensor"), None, tuple(model.values()))
+    owners = dict(names.named_modules(model))
+    types = {name: kind_of(owners[names.owner(name)]) if names.owner(name) in owners else "" for name in selected}
+    return Selection(_picks(layers, include, exclude), selected, types, model, tuple(model.parameters()))
+
+
+def _parts(model: nn.Module | Mapping[str, Tensor], include: Sequence[str]) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
+    """Every layer and every parameter, by name."""
+    if isinstance(model, Mapping):
+        parameters = dict(model)
+        _require_leaves(parameters)
+        return {}, parameters
+    inner = f".{names.PARAMETRIZED}."  # what computes a weight is no layer: its output is a weight, and no activation
+    layers = {
+        name: module
+        for name, module in names.named_modules(model)
+        if (_computes(module) and inner not in f".{name}.") or name in include
+    }
+    return layers, dict(names.named_parameters(model))
+
+
+def kind_of(module: nn.Module) -> str:
+    """The class name of a module; of a lazy one the name that it will have once its shapes are known."""
+    return (getattr(module, "cls_to_become", None) or type(module)).__name__
 
 
 def listed(optimizer: Optimizer | Iterable[Optimizer] | Mapping[str, Optimizer] | None) -> list[Optimizer]:
@@ -119,9 +149,20 @@ def held(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _computes(module: nn.Module) -> bool:
-    if any(base.__module__.startswith(("torch.nn.modules.loss", "torchmetrics.")) for base in type(module).__mro__):
-        return False  # a criterion or a metric that the model carries along is none of its layers
-    return next(module.children(), None) is None or next(module.parameters(recurse=False), None) is not None
+    if not _callable(module) or any(base.__module__.startswith(CARRIED) for base in type(module).__mro__):
+        return False
+    if names.PARAMETRIZED in dict(module.named_children()) or next(module.parameters(recurse=False), None) is not None:
+        return True  # it has weights, as they are or computed from others
+    return not any(_callable(other) for other in module.modules() if other is not module)
+
+
+def _callable(module: nn.Module) -> bool:
+    """Whether a module has a forward; a list, and what merely keeps parameters, has none that anybody calls."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    if type(module).__module__.startswith("torch.ao.nn.quantized.") and "PackedParam" in type(module).__name__:
+        return False  # where a quantized layer keeps its weights
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
 
 def _picks(layers: Mapping[str, nn.Module], include: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Module]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -15,7 +16,7 @@ def unique_tensors(value: Any) -> Iterator[Tensor]:
     while pending:
         item = pending.pop()
         if isinstance(item, Tensor):
-            if id(item) not in seen and (item.is_floating_point() or item.is_complex()):
+            if id(item) not in seen and (item.is_floating_point() or item.is_complex()) and not _is_shapeless(item):
                 seen.add(id(item))
                 yield item
         elif isinstance(item, Mapping):
@@ -24,3 +25,8 @@ def unique_tensors(value: Any) -> Iterator[Tensor]:
             pending.extend(reversed(item))
         elif hasattr(item, "__dataclass_fields__"):
             pending.extend(reversed([getattr(item, name, None) for name in item.__dataclass_fields__]))
+
+
+def _is_shapeless(tensor: Tensor) -> bool:
+    """Whether it is nested in the older layout, which has no shape; a jagged one is a plain tensor inside."""
+    return tensor.is_nested and tensor.layout is torch.strided

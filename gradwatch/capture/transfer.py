@@ -111,9 +111,10 @@ class Tape:
 
     def take(self) -> Transfer:
         """Starts the move to the host and empties the tape."""
-        transfer = Transfer(self)
-        self.__init__()  # type: ignore[misc]  # an empty tape is a new tape
-        return transfer
+        taken = object.__new__(Tape)
+        vars(taken).update(vars(self))
+        self.__init__()  # type: ignore[misc]  # an empty tape is a new tape; first of all, as other threads go on measuring
+        return Transfer(taken)
 
 
 class Transfer:
@@ -129,7 +130,7 @@ class Transfer:
                 [count for _, count, _ in measured],
                 _to_host(moments.table([p for *_, p in measured])),
             )
-            for measured in tape._measured.values()
+            for measured in map(list, list(tape._measured.values()))
             if measured
         ]
         self._norms = [(sites, counts, _to_host(norms)) for sites, counts, norms in tape._norms]

@@ -47,13 +47,14 @@ class SilentUnits:
 
     def close(self) -> Iterator[tuple[str, Tensor]]:
         """Ends a record: each layer that was seen, and the share of its units that are dead, of shape ()."""
+        seen, self._awake = self._awake, {}
         groups: dict[tuple[torch.device, int, bool], list[str]] = {}
-        for layer, awake in self._awake.items():
+        for layer, awake in list(seen.items()):  # another thread may be measuring
             before = self._silence.get(layer)
             known = before is not None and before.shape == awake.shape
             groups.setdefault((awake.device, len(awake), known), []).append(layer)
         for (*_, known), layers in groups.items():
-            awake = torch.stack([self._awake[layer] for layer in layers])  # (layers, units)
+            awake = torch.stack([seen[layer] for layer in layers])  # (layers, units)
             if known:
                 before = torch.stack([self._silence[layer] for layer in layers])
                 silence = (before + 1).clamp(max=WINDOW).masked_fill(awake, 0)
@@ -62,7 +63,6 @@ class SilentUnits:
             self._silence.update(zip(layers, silence, strict=True))
             dead = silence >= (WINDOW if known else 1)
             yield from zip(layers, dead.float().mean(dim=1), strict=True)
-        self._awake.clear()
 
 
 def _stride(elements: int) -> int:

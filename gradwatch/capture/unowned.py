@@ -34,12 +34,17 @@ class Unowned:
 
     def __init__(self, known: Iterable[Tensor], tape: Tape) -> None:
         self.sites: list[Site] = []
-        self._known = {id(tensor) for tensor in known}
+        self._known: set[int] = set()
+        self.know(known)
         self._tape = tape
         self._found: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._looks = 0
         self._since = 0
+
+    def know(self, tensors: Iterable[Tensor]) -> None:
+        """Takes note of more parameters that somebody owns: they have joined the model while it was trained."""
+        self._known |= {id(tensor) for tensor in tensors}
 
     @property
     def done(self) -> bool:

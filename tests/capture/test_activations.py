@@ -409,3 +409,25 @@ def test_a_layer_that_is_first_reached_later_stands_where_forward_comes_by():
             optimizer.zero_grad()
     layers = [site.layer for site in watch.history[-1].sites if site.tensor == "activation"]
     assert layers == ["stem", "block", "head"]
+
+
+def test_a_layer_that_is_called_again_and_again_does_not_turn_the_order_around():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu, self.one, self.two = nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.relu(self.two(self.relu(self.one(x))) + x)
+
+    model = nn.Sequential(Residual(), Residual(), nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer, every=1) as watch:
+        for _ in range(2):
+            for _ in range(2):
+                model(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for record in watch.history:
+        layers = [site.layer for site in record.sites if site.tensor == "activation"]
+        assert layers == ["0.one", "0.relu", "0.two", "1.one", "1.relu", "1.two", "2"]

@@ -51,6 +51,17 @@ def test_a_copy_made_while_watched_computes_the_same_and_records_nothing():
         pass  # nobody watches the copy
 
 
+def test_a_model_that_keeps_its_watch_is_copied():
+    model, x = net(), torch.randn(5, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer, every=1) as watch:
+        model.watch = watch
+        twin = copy.deepcopy(model)
+        assert torch.equal(output(twin, x), output(model, x))
+        step(model, optimizer, x)
+    assert len(watch.history) == 1
+
+
 def test_a_watched_model_is_saved_and_loaded_where_gradwatch_is_not_installed(tmp_path):
     model, x = net(), torch.randn(5, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
