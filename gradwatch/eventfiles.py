@@ -189,3 +189,8 @@ def _table() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
     for place in range(BLOCK - 2, -1, -1):
         table[place] = last[table[place + 1] & 0xFF] ^ (table[place + 1] >> 8)  # one more zero byte follows
     return table.ravel(), np.arange(BLOCK) * 256
+
+
+def unused(root: Path) -> Path:
+    """The first of ``version_0``, ``version_1``, ... in a directory that does not exist yet: a run has a directory of its own."""
+    return next(path for number in itertools.count() if not (path := root / f"version_{number}").exists())

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 from gradwatch.detectors import DEFAULT, Detector
 from gradwatch.errors import InvalidSetting, WatchClosed
+from gradwatch.eventfiles import unused
 from gradwatch.records import KINDS, Finding, Kind, Severity
 from gradwatch.settings import OnFinding, check_settings
 from gradwatch.watch import Watch
@@ -216,8 +216,7 @@ def _destination(trainer: Any, logdir: str | Path | None) -> tuple[str | Path | 
     if experiments:
         others = [LoggerWriter(logger) for logger, item in experiments if not isinstance(item, SummaryWriter)]
         return None, [*(EventFileWriter(summary_writer=item) for item in shared), *others]
-    root = Path(trainer.default_root_dir) / "gradwatch_logs"
-    unused = next(path for number in itertools.count() if not (path := root / f"version_{number}").exists())
+    own = unused(Path(trainer.default_root_dir) / "gradwatch_logs")
     # Lightning shows what its own loggers say at this level, and only theirs.
-    logging.getLogger(type(trainer).__module__).info("the trainer has no logger; gradwatch writes to %s", unused)
-    return unused, []
+    logging.getLogger(type(trainer).__module__).info("the trainer has no logger; gradwatch writes to %s", own)
+    return own, []

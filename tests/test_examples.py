@@ -1,5 +1,6 @@
 """The examples, run as a reader runs them."""
 
+import math
 import os
 import re
 import subprocess
@@ -58,7 +59,19 @@ def test_lightning_writes_where_its_logger_does(tmp_path):
     assert len(gradwatch.load(files[0])) == 290  # 1,797 scans, 64 a batch, ten times
 
 
+def test_transformers_writes_below_the_directory_of_the_trainer(tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    # It uses deprecated names of torch.
+    printed = run("05_transformers.py", "runs", cwd=tmp_path, filters=("-Werror", "-Wignore::FutureWarning"))
+    assert "nothing found" in printed
+    first, last = map(float, re.search(r"loss: (\S+) at first, (\S+) at last", printed).groups())
+    assert first == pytest.approx(math.log(10), abs=0.1)  # ten classes, and none is known
+    assert last < 0.3 * first
+    assert len(gradwatch.load(tmp_path / "runs")) == 232  # 1,797 scans, 64 a batch, eight times
+
+
 def test_every_example_is_run():
     here = {path.name for path in (ROOT / "examples").glob("*.py")}
     elsewhere = {"04_trace.py"}  # with the pages that it illustrates
-    assert here - elsewhere == {"01_single_neuron.py", "02_plain_loop.py", "03_lightning.py"}
+    assert here - elsewhere == {"01_single_neuron.py", "02_plain_loop.py", "03_lightning.py", "05_transformers.py"}
