@@ -107,10 +107,10 @@ class Layout:
         if layer in activations.barren:
             return "it returned no tensor of floating-point numbers, or only nested ones of the strided layout"
         if layer in activations.order:
-            return "called only where no graph was built for backward, as under no_grad or torch.func"
+            return "called only where no graph is built, or none is seen: no_grad, torch.func, a compiled graph"
         if layer in self._trained:
-            return "not called through __call__, or inside a compiled graph; its parameters get gradients"
-        return "never called through __call__, or only inside a compiled graph"
+            return "not called through __call__, or only in a compiled graph; its parameters get gradients"
+        return "never called through __call__, or only in a compiled graph"
 
     def _sites(self, trainable: Sequence[str], *, full: bool, graded: bool) -> tuple[Site, ...]:
         own: dict[str, list[str]] = {}

@@ -194,7 +194,7 @@ BYPASSED = Mode(
 )
 
 
-BACK_DOOR = "not called through __call__, or inside a compiled graph; its parameters get gradients"
+BACK_DOOR = "not called through __call__, or only in a compiled graph; its parameters get gradients"
 
 
 class BackDoors(nn.Module):
@@ -235,8 +235,8 @@ def test_what_is_not_observed_is_listed_with_its_reason():
     watch = same_with_and_without(program)
     assert [line for line in report.splitlines() if line.startswith("not observed")] == [
         f"not observed ({BACK_DOOR}): attention.out_proj, direct, weights",
-        "not observed (never called through __call__, or only inside a compiled graph): unused",
-        "not observed (called only where no graph was built for backward, as under no_grad or torch.func): frozen",
+        "not observed (never called through __call__, or only in a compiled graph): unused",
+        "not observed (called only where no graph is built, or none is seen: no_grad, torch.func, a compiled graph): frozen",
         "not observed (it returned no tensor of floating-point numbers, or only nested ones of the strided layout): silent",
     ]
     torch.manual_seed(0)
