@@ -120,9 +120,12 @@ class GradWatchCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tells the loss of the step, of which micro-batches have a share each, or one of their own."""
         losses, self._losses = self._losses, []
-        if losses:
-            total = torch.stack(losses).float()
-            self._step_loss((total.sum() if self._shares else total.mean()).requires_grad_())
+        try:
+            if losses:
+                each = torch.stack([loss.mean() for loss in losses])
+                self._step_loss((each.sum() if self._shares else each.mean()).requires_grad_())
+        except Exception as error:  # noqa: BLE001  # a loss of an unknown kind is no reason to end the training
+            self.fail(error)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes the watch."""

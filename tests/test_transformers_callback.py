@@ -191,8 +191,18 @@ def test_a_loss_of_ones_own_is_told(trainer):
     assert callback.watch.history[0].loss == pytest.approx(3 * loss, rel=1e-5)
 
 
+class Unscaling(Unshuffled):
+    """Does on a CPU what the accelerator does on a GPU in float16."""
+
+    def _clip_grad_norm(self, model):
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.unscale_(self.optimizer.optimizer)
+        return super()._clip_grad_norm(model)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_gradients_are_those_before_clipping(accumulated, trainer):
+def test_gradients_are_those_before_clipping(accumulated, scaled, trainer):
     model, data = Line(), points(2 * accumulated)
     model.drop.p = 0.0
     for batch in in_order(data, 2):
@@ -202,7 +212,9 @@ def test_gradients_are_those_before_clipping(accumulated, trainer):
     model.zero_grad()
     callback = GradWatchCallback()
     settings = {"gradient_accumulation_steps": accumulated, "max_grad_norm": total / 4}
-    trainer(model, data, callback, kind=Unshuffled, **settings).train()
+    made = trainer(model, data, callback, kind=Unscaling, **settings)
+    made.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
+    made.train()
 
     (record,) = callback.watch.history
     assert record.clip == pytest.approx(0.25, rel=1e-4)
