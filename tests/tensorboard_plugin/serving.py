@@ -87,11 +87,15 @@ def tensorboard(logdir, scratch, *flags):
             else:
                 raise AssertionError("".join(said))
             # A full pipe would stop it.
-            threading.Thread(target=lambda: said.extend(process.stderr), daemon=True).start()
-            yield TensorBoard(found[1])
+            reading = threading.Thread(target=lambda: said.extend(process.stderr))
+            reading.start()
+            try:
+                yield TensorBoard(found[1])
+            finally:
+                process.terminate()
+                reading.join()
         finally:
             process.terminate()
-            process.wait(20)
 
 
 def provider(logdir, samples=5000):
