@@ -30,8 +30,8 @@ check: $(STAMP) ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## measure what watching costs
-	$(BIN)/python benchmarks/overhead.py
+bench: $(STAMP) ## measure what watching costs, beside other tools: docs/performance.md
+	$(BIN)/python -m benchmarks.overhead --write
 
 calibrate: $(STAMP) ## measure how right the verdicts are, on the labelled corpus: docs/calibration.md
 	$(BIN)/python -m benchmarks.faults.calibrate --out docs/calibration.md
@@ -43,4 +43,4 @@ screenshots: $(STAMP) ## take the pictures of the TensorBoard tab anew, from the
 	$(BIN)/python docs/screenshots.py
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) dist runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-rivals dist runs .mypy_cache .pytest_cache .ruff_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -72,9 +73,32 @@ def gpt() -> Task:
     return Task(GPT(), text[:, :-1], text[:, 1:])
 
 
-TASKS: dict[str, Callable[[], Task]] = {
-    "tiny MLP (20 × 32)": lambda: mlp(20, 32),
-    "MLP (8 × 256)": lambda: mlp(8, 256),
+class Residual(nn.Module):
+    """x + relu(Wx + b) / blocks: as deep as one likes, and the gradient neither fades nor grows."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.linear, self.relu, self.share = nn.Linear(width, width), nn.ReLU(), 1 / blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, width) → (batch, width)."""
+        return x + self.relu(self.linear(x)) * self.share
+
+
+def deep(modules: int, width: int = 16, batch: int = 16) -> Task:
+    """A residual network of about as many modules, of all that ``model.modules()`` yields: three a block, and two more."""
+    blocks = max(1, round((modules - 2) / 3))
+    net = nn.Sequential(*(Residual(width, blocks) for _ in range(blocks)), nn.Linear(width, 10))
+    return Task(net, torch.randn(batch, width), torch.arange(batch) % 10)
+
+
+Make = Callable[[], Task]
+"""Makes a task; a function of a module or a ``partial`` of one, so that another process can be told to."""
+
+TASKS: dict[str, Make] = {
+    "tiny MLP (20 × 32)": partial(mlp, 20, 32),
+    "MLP (8 × 256)": partial(mlp, 8, 256),
     "CNN": cnn,
     "GPT (4 × 256)": gpt,
+    "500 modules": partial(deep, 500),
 }
