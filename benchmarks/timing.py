@@ -1,6 +1,6 @@
 """Tools take turns at the same training, a block of steps each, until the time is up.
 
-Of every place in the cycle of ten steps the median over all blocks counts, and the mean over the places is the time of a step: so
+Of every place in the cycle of ten steps the median over all blocks but the first counts, and their mean is the time of a step: so
 neither another program on the machine nor a rare event decides, and the seldom full record still weighs what it weighs.
 """
 
@@ -40,21 +40,21 @@ class Times:
     reason: str = ""
 
     def places(self, clock: Clock = "wall") -> list[float]:
-        """The median seconds of a step at each place in the cycle that was seen."""
+        """The median seconds of a step at each place in the cycle that was seen; the first time there takes what is done once."""
         by_place: dict[int, list[float]] = {}
         for step in self.steps:
             by_place.setdefault(step.place, []).append(getattr(step, clock))
-        return [statistics.median(times) for _, times in sorted(by_place.items())]
+        return [statistics.median(times[1:] or times) for _, times in sorted(by_place.items())]
 
     def usual(self, clock: Clock = "wall") -> float:
         """The seconds of a step."""
         return statistics.fmean(self.places(clock))
 
     def halves(self) -> tuple[Times, Times]:
-        """What was timed first, and what was timed later; the same twice where that is a single block."""
+        """What was timed first, and what was timed later; the same twice where there is too little to be divided."""
         middle = len(self.steps) // 2
         parts = Times(self.steps[:middle]), Times(self.steps[middle:])
-        return parts if all(len(part.steps) >= CYCLE for part in parts) else (self, self)
+        return parts if all(len(part.steps) >= 2 * CYCLE for part in parts) else (self, self)
 
     def light(self, clock: Clock = "wall") -> float:
         """The seconds of a step in the middle of a cycle, far from a full record."""

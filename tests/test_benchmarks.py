@@ -79,7 +79,8 @@ def steps(*walls, cpu=1.0):
 
 def test_a_step_takes_the_mean_over_places_of_the_medians_over_cycles():
     usual = [1.0] * 9
-    times = Times(steps(11.0, *usual, 21.0, *usual, 1000.0, *usual))  # a full record at every tenth step, once disturbed
+    # A full record at every tenth step: the first describes its columns, another one is disturbed.
+    times = Times(steps(500.0, *usual, 11.0, *usual, 21.0, *usual, 1000.0, *usual))
     assert times.places() == [21.0, *usual]
     assert times.usual() == pytest.approx(3.0)
     assert times.light() == 1.0
@@ -109,7 +110,7 @@ def test_ratios_and_factors_are_told_with_the_noise():
 
 
 def test_a_step_that_got_slower_without_any_tool_is_noise():
-    slower = Times(steps(*[1.0] * 10, *[1.5] * 10))
+    slower = Times(steps(*[1.0] * 20, *[1.5] * 20))
     assert Comparison("CNN", 1, Times(steps(*[1.0] * 10)), slower, {}).noise == pytest.approx(0.5 / 2 / 1.125)
 
 
