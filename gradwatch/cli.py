@@ -163,7 +163,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     detectors = DEFAULT if arguments.config is None else read(arguments.config)
     history = _load(arguments.recorded)
-    incidents = group(gradwatch.check(history, detectors))
+    incidents = group(gradwatch.check(history, detectors), history.full_steps)
     print("\n".join(map(tell, incidents)) or f"nothing found in {len(history)} records")
     return 1 if incidents else 0
 

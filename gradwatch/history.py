@@ -98,6 +98,11 @@ class History:
         frame.attrs["dropped"] = self.dropped
         return frame
 
+    @property
+    def full_steps(self) -> list[int]:
+        """The steps of the full records that are kept."""
+        return [record.step for record in self if record.full]
+
     def losses(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """(steps, losses) of the records whose loss is known, each of shape (records,)."""
         known = [(record.step, record.loss) for record in self if record.loss is not None]

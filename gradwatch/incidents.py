@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gradwatch.names import printable
 from gradwatch.records import Finding, Incident, Kind
@@ -28,16 +31,34 @@ a gradient vanishes upstream of saturated or dead units; what gets no gradient i
 SLACK = 10
 """Steps by which a cause may be seen after its consequence: it may take a full record to see it, and those are a cadence apart."""
 
+SAMPLED: frozenset[Kind] = frozenset({"dead_units", "saturated", "bad_scale", "update_ratio", "not_updated", "stale_gradient"})
+"""Kinds that nothing but full records show: what they tell of may have begun, and may go on, anywhere up to the next one."""
+
 CADENCE = 10
-"""Steps from the newest record within which a finding still lasts: what only full records show is seen a cadence apart."""
+"""Steps from the newest record within which a finding still lasts: a kind that any record shows is seen again within as many."""
 
 
-def lasts(finding: Finding, last: int) -> bool:
-    """Whether a finding still holds at the newest record, whose step is ``last``."""
-    return finding.last_step >= last - CADENCE
+def lasts(finding: Finding, last: int, full: int | None = None) -> bool:
+    """Whether a finding still holds at the newest record.
+
+    Args:
+        finding: Seen in that record or before it.
+        last: The step of that record.
+        full: The step of the newest full record, which alone can tell that some kinds are over; None: it is not known.
+    """
+    oldest = last - CADENCE
+    return finding.last_step >= (min(oldest, full) if full is not None and finding.kind in SAMPLED else oldest)
 
 
-def group(findings: Sequence[Finding]) -> list[Incident]:
+@dataclass(frozen=True)
+class _Span:
+    """The steps in which a finding may hold; those are certain in which it was seen."""
+
+    first: int
+    last: int
+
+
+def group(findings: Sequence[Finding], full_steps: Sequence[int] = ()) -> list[Incident]:
     """Folds findings under the one that explains them.
 
     A finding follows from another one of a kind that brings it about and that began no later, give or take ``SLACK``, and was not
@@ -45,13 +66,16 @@ def group(findings: Sequence[Finding]) -> list[Incident]:
 
     Args:
         findings: In order of ``first_step``.
+        full_steps: The steps of full records, in order, as far as they are known: what only these show may hold, unseen, on the
+            way from one to the next.
 
     Returns:
         Incidents in order of their cause's ``first_step``; every finding is in exactly one.
     """
     causes: dict[int, int] = {}
+    spans = [_span(finding, full_steps) for finding in findings]
     for index in range(len(findings)):
-        possible = (other for other in range(len(findings)) if _explains(findings, other, index))
+        possible = (other for other in range(len(findings)) if _explains(findings, spans, other, index))
         # Kinds that bring each other about, in however wide a circle, must not all be consequences: one of them stays the cause.
         cause = next((other for other in possible if _root(causes, other) != index), None)
         if cause is not None:
@@ -63,13 +87,25 @@ def group(findings: Sequence[Finding]) -> list[Incident]:
     return [Incident(findings[index], tuple(rest)) for index, rest in folded.items()]
 
 
-def _explains(findings: Sequence[Finding], other: int, index: int) -> bool:
+def _span(finding: Finding, full_steps: Sequence[int]) -> _Span:
+    if finding.kind not in SAMPLED or not full_steps:
+        return _Span(finding.first_step, finding.last_step)
+    before, after = bisect_left(full_steps, finding.first_step) - 1, bisect_right(full_steps, finding.last_step)
+    return _Span(
+        full_steps[before] + 1 if before >= 0 else finding.first_step,
+        full_steps[after] - 1 if after < len(full_steps) else sys.maxsize,
+    )
+
+
+def _explains(findings: Sequence[Finding], spans: Sequence[_Span], other: int, index: int) -> bool:
     cause, finding = findings[other], findings[index]
-    overlap = cause.first_step - SLACK <= finding.first_step <= cause.last_step + 1
+    overlap = (
+        min(cause.first_step - SLACK, spans[other].first) <= finding.first_step and spans[index].first <= spans[other].last + 1
+    )
     if other == index or not overlap:
         return False
     if cause.kind == finding.kind:
-        return other < index and finding.first_step - cause.first_step <= SLACK
+        return other < index and spans[index].first - cause.first_step <= SLACK
     # Of two kinds that can bring each other about, the one that came first did.
     mutual = finding.kind in FOLLOWS.get(cause.kind, frozenset())
     return cause.kind in FOLLOWS.get(finding.kind, frozenset()) and not (mutual and other > index)

@@ -25,6 +25,7 @@ def table(history: History, findings: Sequence[Finding]) -> list[tuple[str, ...]
     """
     if not len(history):
         return []
+    newest = history[-1].step, next(reversed(history.full_steps), history[-1].step)
     records = [record for record in reversed(list(history)) if record.full][:RECORDS] or [history[-1]]
     figures: dict[tuple[str, str], float] = {}
     layers: dict[str, str] = {}
@@ -38,9 +39,7 @@ def table(history: History, findings: Sequence[Finding]) -> list[tuple[str, ...]
             printable(layer),
             printable(kind),
             *(_number(figures.get((layer, column))) for column in COLUMNS[2:6]),
-            _status(
-                [finding for finding in findings if owners.get(finding.layer, finding.layer) == layer], findings, history[-1].step
-            ),
+            _status([finding for finding in findings if owners.get(finding.layer, finding.layer) == layer], findings, newest),
         )
         for layer, kind in layers.items()
     ]
@@ -57,7 +56,7 @@ def render(
     if not rows:
         return "nothing recorded yet: a record closes at each optimizer step, or at watch.step()"
     lines = [*aligned([COLUMNS, *rows], figures=range(2, 6)), "", f"{history!r}"]
-    lines += [tell(incident) for incident in group(findings)] or ["nothing found"]
+    lines += [tell(incident) for incident in group(findings, history.full_steps)] or ["nothing found"]
     if not len(history.losses()[0]):
         lines.append("no loss was told, so that loss_stagnant, loss_unstable and update_ratio were not judged: watch.loss(value)")
     for reason in dict.fromkeys(unseen.values()):
@@ -124,10 +123,10 @@ def _figures(record: Record) -> dict[tuple[str, str], float]:
     return figures
 
 
-def _status(own: Sequence[Finding], every: Sequence[Finding], last: int) -> str:
+def _status(own: Sequence[Finding], every: Sequence[Finding], newest: tuple[int, int]) -> str:
     """What was found at a layer; it is called ok only while nothing in the run is wrong: a fault has one name and many victims."""
-    said = (f"{finding.kind}{'' if lasts(finding, last) else ' (over)'}" for finding in own)
-    return printable(", ".join(said)) or ("–" if any(lasts(finding, last) for finding in every) else "ok")
+    said = (f"{finding.kind}{'' if lasts(finding, *newest) else ' (over)'}" for finding in own)
+    return printable(", ".join(said)) or ("–" if any(lasts(finding, *newest) for finding in every) else "ok")
 
 
 def _number(value: float | None) -> str:

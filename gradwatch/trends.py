@@ -121,6 +121,8 @@ class Trends:
         quiet: The longest such row that ended.
         harmless: Sites that held a NaN or an infinity in a record that was not broken, such as a mask.
         full_records: Full records so far.
+        full_step: The step of the newest of them; -1 before the first.
+        full_before: The step of the one before that; -1 before the second.
         resting: Whether any site is silent.
         losses: What the loss has done, in the steps of the newest record's optimizer: each of several may have a loss of its own.
         output_variance: Variance of the last layer's output in the newest full record; NaN where there is none.
@@ -136,7 +138,7 @@ class Trends:
         self.level, self.usual, self.recent, self.start = (np.empty(0) for _ in range(4))
         self.seen, self.silent, self.quiet = (np.empty(0, np.int64) for _ in range(3))
         self.harmless = np.empty(0, bool)
-        self.full_records = 0
+        self.full_records, self.full_step, self.full_before = 0, -1, -1
         self.resting = False
         self.losses = Losses()
         self.overflows = 0
@@ -159,6 +161,8 @@ class Trends:
         where = self.where(record.sites)
         rms = record.rows[:, moments.RMS]
         self.full_records += record.full
+        if record.full:
+            self.full_step, self.full_before = record.step, self.full_step
         self._take_output(record)
         np.copyto(self.usual, self._now_usual)
         np.copyto(self.recent, self._now_recent)

@@ -1,13 +1,15 @@
 """Findings are folded under the one that explains them, and none is lost."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwatch import KINDS, Finding, Incident, incidents
-from gradwatch.incidents import FOLLOWS, SLACK, group, tell
+from gradwatch.detectors import DEFAULT
+from gradwatch.incidents import FOLLOWS, SAMPLED, SLACK, group, tell
 
 
 def finding(kind, first=0, last=None, layer="fc"):
@@ -45,6 +47,49 @@ def test_a_cause_may_be_seen_a_little_after_what_it_explains():
     assert group([vanishing, saturated]) == [Incident(saturated, (vanishing,))]
     late = finding("saturated", 4 + SLACK, 40)
     assert group([vanishing, late]) == [Incident(vanishing), Incident(late)]
+
+
+def test_what_only_full_records_show_holds_between_them():
+    """Full records at 0, 100 and 200: what the one at 100 shows first may have begun at step 1, and may go on up to step 199."""
+    full = [0, 100, 200]
+    vanishing, saturated = finding("vanishing_gradient", 30, 150), finding("saturated", 100)
+    assert group([vanishing, saturated]) == [Incident(vanishing), Incident(saturated)]
+    assert group([vanishing, saturated], full) == [Incident(saturated, (vanishing,))]
+    later = finding("vanishing_gradient", 199, 250)
+    assert group([saturated, later], full) == [Incident(saturated, (later,))]
+    assert group([saturated, replace(later, first_step=201)], full) == [
+        Incident(saturated),
+        Incident(replace(later, first_step=201)),
+    ]
+    last = finding("saturated", 200)  # nobody knows when it ended
+    assert group([last, finding("vanishing_gradient", 290)], full) == [Incident(last, (finding("vanishing_gradient", 290),))]
+
+
+def test_what_followed_from_a_cause_may_be_seen_after_the_cause_is_over():
+    explosion, dead = finding("exploding_gradient", 110, 120), finding("dead_units", 200, 300)
+    assert group([explosion, dead], [0, 100, 200, 300]) == [Incident(explosion, (dead,))]
+    assert group([explosion, dead], [0, 100, 150, 200, 300]) == [Incident(explosion), Incident(dead)]  # at 150 there was nothing
+
+
+def test_kinds_that_light_records_show_are_no_longer_than_they_were_seen():
+    explosion, nan = finding("exploding_gradient", 7, 12), finding("non_finite", 14)
+    assert group([explosion, nan], [0, 100]) == [Incident(explosion), Incident(nan)]
+
+
+def test_which_kinds_only_full_records_show():
+    """Those of which every detector judges full records alone; and not_updated, but for runs that never take a step."""
+    light, full = set(), set()
+    for detector in DEFAULT:
+        kinds = {
+            found.kind
+            for name, example in detector.EXAMPLES.items()
+            if name.startswith("sick")
+            for history in example.history()
+            for found in detector(history)
+        }
+        (full if detector.full_only else light).update(kinds)
+    assert light | full == set(KINDS)
+    assert (full - light) | {"not_updated"} == SAMPLED
 
 
 def test_kinds_that_have_nothing_to_do_with_each_other():

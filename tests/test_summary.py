@@ -140,6 +140,20 @@ def test_a_finding_that_ended_is_over_and_the_rest_is_well_again(last, first_row
     assert [row[-1] for row in rows] == [first_row, second_row]
 
 
+@pytest.mark.parametrize(
+    ("kind", "last", "status"),
+    [
+        ("saturated", 100, "saturated"),  # the newest full record shows it
+        ("saturated", 99, "saturated (over)"),
+        ("exploding_gradient", 139, "exploding_gradient (over)"),  # any record would
+        ("exploding_gradient", 140, "exploding_gradient"),
+    ],
+)
+def test_what_only_full_records_show_lasts_until_one_does_not(kind, last, status):
+    run = history(record(50), record(100), *(record(step, full=False) for step in range(101, 151)))
+    assert summary.table(run, [finding("fc1", kind, 0, last)])[0][-1] == status
+
+
 HOSTILE = "fc\x1b[2J\r\n\u202e\ud800\x07"
 ESCAPED = r"fc\x1b[2J\r\n\u202e\ud800\x07"
 

@@ -49,7 +49,7 @@ class Saturated(FullRecords):
         start: Share of closed elements in the first records. Healthy nets start below 0.1, saturated ones at 0.96 and above; the
             bound is half way between a layer that passes half and one that passes nothing.
         later: Share later on, while the net does not learn.
-        first: Steps that count as the start.
+        first: Steps that count as the start, up to the first full record behind them: at whatever cadence, two of them tell of it.
     """
 
     start: float = 0.6
@@ -77,7 +77,7 @@ class Saturated(FullRecords):
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields each saturated activation of the newest record."""
         record, trends = history[-1], history.trends
-        early = record.step - history.first_step <= self.first or trends.full_records <= self.confirm
+        early = trends.full_before - history.first_step < self.first
         if not early and trends.losses.learning is not False:
             return
         closed = record.rows[:, moments.CLOSED]

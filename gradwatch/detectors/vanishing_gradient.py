@@ -38,6 +38,7 @@ class VanishingGradient(Judgement):
             zero-initialised branches start at 0 and rise), vanishing ones at 6e-17 to 5e-6. It decides where the last layer has
             fitted the mean, so that the gradients of all weights are rounding noise and say nothing of depth.
         worse: Loss over the loss at the start above which the run is blowing up, and a small gradient is the least of it.
+        stale: Steps since the last full record, beyond which a single one says nothing about an output: the default cadence.
         rise: A gradient that grew to this many times its usual level is waking up.
         confirm: 20 steps: the first steps of a net, until its last layer fits the mean, look alike in sick and healthy nets.
     """
@@ -46,6 +47,7 @@ class VanishingGradient(Judgement):
     share: float = 3e-4
     outputs: float = 1e-5
     worse: float = 2.0
+    stale: int = 10
     rise: float = 2.0
 
     WIDER: ClassVar = {"share": 0.5, "outputs": 0.5}
@@ -132,6 +134,8 @@ class VanishingGradient(Judgement):
         # From the last full records: between them no output's gradient is known.
         level = trends.recent[trends.outputs]
         flowing = np.isfinite(level)
+        if history[-1].step - trends.full_step > self.stale:  # one record is one batch, and it tells of now no more
+            flowing &= trends.seen[trends.outputs] > 1
         if not flowing.any():
             return None
         last = level[np.flatnonzero(flowing)[-1]]

@@ -60,7 +60,7 @@ def compare(first: History, second: History, names: tuple[str, str] = ("A", "B")
     lines += _largest(layers, middles, called[1])
     for name, history in zip(called, (first, second), strict=True):
         lines += ["", f"{name}: {history!r}{_loss(history)}"]
-        lines += [tell(incident) for incident in group(history.findings)] or ["nothing found"]
+        lines += [tell(incident) for incident in group(history.findings, history.full_steps)] or ["nothing found"]
     return "\n".join(lines)
 
 

@@ -29,8 +29,7 @@ SPARK = 60
 def layout(run: Run) -> dict[str, Any]:
     """What there is: layers in forward order, the statistics that were measured, and the extent of the records."""
     steps = [block.steps for block in run.blocks if len(block.steps)]
-    full = [block.steps[block.about("full") > 0] for block in run.blocks]
-    distances = np.diff(np.unique(np.concatenate(full))) if full else np.array([])
+    distances = np.diff(_full_steps(run))
     return {
         "layers": [
             {"name": at.name, "type": at.type, "tensors": at.tensors, "parameters": at.parameters, "weight": at.weight}
@@ -107,15 +106,15 @@ def series(run: Run, layer: Layer) -> dict[str, Any]:
 
 def table(run: Run) -> dict[str, Any]:
     """A row for each layer: its state, the newest numbers, and how its gradient went."""
-    last = run.last_step
+    last, full = run.last_step, next(reversed(_full_steps(run)), None)
     newest = {entry.id: _newest(pooling.sampled(run, entry), entry, len(run.layers)) for entry in measured(run, FIRST)}
     gradient = grid(run, SHOWN["gradient"], first=None, last=None, width=SPARK)
-    someone_is_ill = last is not None and any(lasts(finding, last) for finding in run.findings)
+    someone_is_ill = last is not None and any(lasts(finding, last, full) for finding in run.findings)
     rows = []
     for index, layer in enumerate(run.layers):
         numbers = {name: found[index] for name, found in newest.items() if found[index]}
         own = [finding for finding in run.findings if run.row_of.get(finding.layer) == layer.name]
-        ill = [finding for finding in own if last is not None and lasts(finding, last)]
+        ill = [finding for finding in own if last is not None and lasts(finding, last, full)]
         over = [finding for finding in own if finding not in ill]
         rows.append(
             {
@@ -131,6 +130,11 @@ def table(run: Run) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def _full_steps(run: Run) -> list[int]:
+    full = [block.steps[block.about("full") > 0] for block in run.blocks]
+    return [int(step) for step in np.unique(np.concatenate(full))] if full else []
+
+
 def _status(ill: Sequence[Finding], *, observed: bool, someone_is_ill: bool) -> str:
     """A layer is called ok only while nothing in the run is wrong: a fault has one name and many victims."""
     if ill:
@@ -142,7 +146,7 @@ def incidents(run: Run) -> list[dict[str, Any]]:
     """What was found, each incident under its first cause."""
     return [
         {"cause": _finding(run, incident.cause), "consequences": [_finding(run, one) for one in incident.consequences]}
-        for incident in group(run.findings)
+        for incident in group(run.findings, _full_steps(run))
     ]
 
 
