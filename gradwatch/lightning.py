@@ -55,6 +55,7 @@ class GradWatchCallback(*_bases()):  # type: ignore[misc]  # which classes these
     Args:
         logdir: Where to write event files instead of all of these.
         every: Optimizer steps from one full record to the next; see ``gradwatch.watch``.
+        budget: The share of the training's time that the watch may take; see ``gradwatch.watch``.
         include: Globs over layer names; the parameters of a layer go with it.
         exclude: Globs that take away from it.
         detectors: What to look for; None: ``gradwatch.detectors.DEFAULT``.
@@ -72,6 +73,7 @@ class GradWatchCallback(*_bases()):  # type: ignore[misc]  # which classes these
         logdir: str | Path | None = None,
         *,
         every: int = 10,
+        budget: float | None = None,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         detectors: Sequence[Detector] | None = None,
@@ -80,12 +82,13 @@ class GradWatchCallback(*_bases()):  # type: ignore[misc]  # which classes these
         stop_on: Sequence[Severity | Kind] = (),
     ) -> None:
         super().__init__()
-        check_settings(every, None, on_finding)
+        check_settings(every, None, on_finding, budget=budget)
         self._logdir, self._writers = logdir, tuple(writers)
         self._stop_on = _stop_on(stop_on)
         self._watch: Watch | None = None
         self._settings: dict[str, Any] = {
             "every": every,
+            "budget": budget,
             "include": (include,) if isinstance(include, str) else tuple(include),
             "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
             "detectors": DEFAULT if detectors is None else tuple(detectors),

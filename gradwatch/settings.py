@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal
 
 from torch import nn
@@ -18,7 +19,7 @@ log = logging.getLogger("gradwatch")
 OnFinding = Literal["log", "warn", "raise"] | Callable[[Finding], object]
 
 
-def check_settings(every: int, loss_fn: object, on_finding: object, scaler: Any = None) -> None:
+def check_settings(every: int, loss_fn: object, on_finding: object, scaler: Any = None, budget: float | None = None) -> None:
     """Refuses settings of ``watch`` that have no meaning.
 
     Raises:
@@ -26,6 +27,8 @@ def check_settings(every: int, loss_fn: object, on_finding: object, scaler: Any 
     """
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise InvalidSetting(f"every={every!r} is no cadence; give the optimizer steps between full records, at least 1")
+    if budget is not None and not (isinstance(budget, Real) and 0 < budget < 1):
+        raise InvalidSetting(f"budget={budget!r} is no share of the training's time; give a number between 0 and 1, such as 0.01")
     if loss_fn is not None and not isinstance(loss_fn, nn.Module):
         raise InvalidSetting(
             f"loss_fn is a {type(loss_fn).__name__}, whose output cannot be observed; give an nn.Module, or tell watch.loss(value)"

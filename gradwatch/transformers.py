@@ -47,6 +47,7 @@ class GradWatchCallback(TrainerCallback):
     Args:
         logdir: Where to write event files instead.
         every: Optimizer steps from one full record to the next; see ``gradwatch.watch``.
+        budget: The share of the training's time that the watch may take; see ``gradwatch.watch``.
         include: Globs over layer names; the parameters of a layer go with it.
         exclude: Globs that take away from it.
         detectors: What to look for; None: ``gradwatch.detectors.DEFAULT``.
@@ -62,6 +63,7 @@ class GradWatchCallback(TrainerCallback):
         logdir: str | Path | None = None,
         *,
         every: int = 10,
+        budget: float | None = None,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         detectors: Sequence[Detector] | None = None,
@@ -69,7 +71,7 @@ class GradWatchCallback(TrainerCallback):
         on_finding: OnFinding = "log",
     ) -> None:
         super().__init__()
-        check_settings(every, None, on_finding)
+        check_settings(every, None, on_finding, budget=budget)
         self._logdir, self._writers = logdir, tuple(writers)
         self._watch: Watch | None = None
         self._step_loss = nn.Identity()  # what it is called with counts as a criterion's, so that a loss that is told goes before
@@ -79,6 +81,7 @@ class GradWatchCallback(TrainerCallback):
         self._attached = contextlib.ExitStack()
         self._settings: dict[str, Any] = {
             "every": every,
+            "budget": budget,
             "include": (include,) if isinstance(include, str) else tuple(include),
             "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
             "detectors": DEFAULT if detectors is None else tuple(detectors),

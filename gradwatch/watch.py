@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from gradwatch.capture import claims
 from gradwatch.capture.boundary import on_step
+from gradwatch.capture.budget import Budget
 from gradwatch.capture.guard import Guard, Turns
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.membership import Membership
@@ -41,6 +42,7 @@ def watch(
     *,
     logdir: str | Path | None = None,
     every: int = 10,
+    budget: float | None = None,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     loss_fn: nn.Module | None = None,
@@ -58,6 +60,9 @@ def watch(
         logdir: Where to write TensorBoard event files; None: nowhere.
         every: Optimizer steps from one full record (activations, their gradients, weights, updates) to the next; the norms of
             parameter gradients are recorded at every step. With several optimizers each gets its full record.
+        budget: The share of the training's time that the watch may take, such as 0.01: full records then come ``every`` so many
+            steps at most, and are put off as far as it takes; on a suspicion they come sooner for a while. None: ``every`` holds
+            to the step, whatever it costs.
         include: Globs over layer names; the parameters of a layer go with it.
         exclude: Globs that take away from it.
         loss_fn: The criterion, where it is a module: its output is recorded as the loss. Else tell ``watch.loss(value)``.
@@ -79,7 +84,7 @@ def watch(
     Warns:
         GradWatchWarning: An optimizer holds none of the model's parameters. Its steps are recorded all the same.
     """
-    check_settings(every, loss_fn, on_finding, scaler)
+    check_settings(every, loss_fn, on_finding, scaler, budget)
     if not isinstance(model, (nn.Module, Mapping)):
         raise InvalidSetting(f"the model is a {type(model).__name__}; give an nn.Module, or a mapping of names to leaf tensors")
     optimizers = listed(optimizer)
@@ -90,6 +95,7 @@ def watch(
         optimizers,
         logdir=logdir,
         every=every,
+        budget=budget,
         include=(include,) if isinstance(include, str) else tuple(include),
         exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
         loss_fn=loss_fn,
@@ -114,6 +120,7 @@ class Watch:
         *,
         logdir: str | Path | None,
         every: int,
+        budget: float | None = None,
         include: Sequence[str],
         exclude: Sequence[str],
         loss_fn: nn.Module | None,
@@ -127,17 +134,20 @@ class Watch:
         membership = Membership(model, include, exclude)
         claims.refuse_claimed(membership.selection)
         self.history = History()
-        self._guard = Guard()
         self._turn = Turns()  # threads may train one model, each with its own optimizer
         self._on_finding = on_finding
         self._optimizers = list(optimizers)
+        self._budget = None if budget is None else Budget(budget, every, optimizers=max(1, len(optimizers)))
+        self._guard = Guard(None if self._budget is None else self._budget.meter)
         self._writers = list(writers)
         if logdir is not None:
             from gradwatch.writers.tensorboard import EventFileWriter
 
             self._writers.insert(0, EventFileWriter(logdir))
         self._ledger = Ledger(detectors, self._drop_detector)
-        self._recorder = Recorder(membership, self._optimizers, every=every, scaler=scaler, first_step=first_step, fail=self.fail)
+        self._recorder = Recorder(
+            membership, self._optimizers, every=every, scaler=scaler, first_step=first_step, fail=self.fail, budget=self._budget
+        )
         self._news: list[Finding] = []
         self._remarks: list[str] = []
         self._closed = False
@@ -146,10 +156,11 @@ class Watch:
         try:
             if loss_fn is not None:
                 self._attached.callback(loss_fn.register_forward_hook(Hook(self._recorder, Recorder.criterion)).remove)
-            before = self._before_step if reads_gradients else None
-            self._attached.enter_context(on_step(self._optimizers, before, self._after_step))
+            around = (lambda function: function) if self._budget is None else self._budget.meter.around
+            before = around(self._before_step) if reads_gradients else None
+            self._attached.enter_context(on_step(self._optimizers, before, around(self._after_step)))
             if scaler is not None and reads_gradients:
-                self._attached.enter_context(self._recorder.scaling.observe(self._after_skip))
+                self._attached.enter_context(self._recorder.scaling.observe(around(self._after_skip)))
             self._recorder.open()
         except BaseException:
             self._attached.close()  # a watch that could not be made leaves nothing behind
@@ -166,7 +177,7 @@ class Watch:
     @property
     def incidents(self) -> list[Incident]:
         """The findings, grouped under their first cause."""
-        return group(self.findings)
+        return group(self.findings, self.history.full_steps)
 
     def step(self) -> None:
         """Closes a record by hand: after each update where no optimizer was given; with one, for a step that it did not take.
@@ -239,7 +250,8 @@ class Watch:
 
     def report(self) -> str:
         """A table for people: every layer with its newest figures and its status, what was found, what was not observed."""
-        return render(self.history, self.findings, self._recorder.unseen(), self._remarks)
+        remarks = self._remarks if self._budget is None else [*self._remarks, self._budget.tell()]
+        return render(self.history, self.findings, self._recorder.unseen(), remarks)
 
     def close(self) -> None:
         """Removes every hook, makes the last record final, and closes the writers. Closing twice does nothing."""
@@ -356,7 +368,11 @@ class Watch:
         """Ends the step in progress, once the record before it is final."""
         with self._guard():  # where that fails, the step ends all the same
             self._finish()
+        if self._budget is not None:
+            self._budget.suspicious = self._ledger.suspicious
         self._recorder.seal(skipped=skipped)
+        if self._budget is not None and (news := self._budget.news()) is not None:
+            log.log(logging.INFO if self._budget.followed else logging.WARNING, "%s", news)
 
     def _finish(self) -> None:
         """Makes the sealed record final, judges it, and hands it to the writers."""

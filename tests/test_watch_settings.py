@@ -29,6 +29,11 @@ def untouched(model):
         ({"every": True}, "every=True is no cadence; give the optimizer steps between full records, at least 1"),
         ({"every": 2.5}, "every=2.5 is no cadence; give the optimizer steps between full records, at least 1"),
         ({"every": "10"}, "every='10' is no cadence; give the optimizer steps between full records, at least 1"),
+        ({"budget": 0.0}, "budget=0.0 is no share of the training's time; give a number between 0 and 1, such as 0.01"),
+        ({"budget": 1.0}, "budget=1.0 is no share of the training's time; give a number between 0 and 1, such as 0.01"),
+        ({"budget": 1}, "budget=1 is no share of the training's time; give a number between 0 and 1, such as 0.01"),
+        ({"budget": "1%"}, "budget='1%' is no share of the training's time; give a number between 0 and 1, such as 0.01"),
+        ({"budget": float("nan")}, "budget=nan is no share of the training's time; give a number between 0 and 1, such as 0.01"),
         (
             {"loss_fn": nn.functional.mse_loss},
             "loss_fn is a function, whose output cannot be observed; give an nn.Module, or tell watch.loss(value)",

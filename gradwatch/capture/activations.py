@@ -21,6 +21,7 @@ from torch.autograd.graph import Node
 from gradwatch import moments
 from gradwatch.capture import units
 from gradwatch.capture.branches import Inputs
+from gradwatch.capture.budget import Meter
 from gradwatch.capture.elementwise import is_elementwise
 from gradwatch.capture.engine import in_transform, recompute_kind
 from gradwatch.capture.gradients import Gradients
@@ -53,6 +54,7 @@ class Activations:
         tape: Where measurements go.
         passes: Which backward passes the record is about.
         fail: Called with an exception of gradwatch's own, which must not reach the training.
+        meter: Takes the time of the hooks.
 
     Attributes:
         layers: Canonical name → module.
@@ -61,12 +63,20 @@ class Activations:
         gradients: Where their gradients arrive.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], tape: Tape, passes: Passes, fail: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        tape: Tape,
+        passes: Passes,
+        fail: Callable[[Exception], None],
+        meter: Meter | None = None,
+    ) -> None:
         self.order: Mapping[str, str] = {}
-        self.gradients = Gradients(tape, passes, fail)
+        self.gradients = Gradients(tape, passes, fail, meter)
         self.layers: dict[str, nn.Module] = {}
         self._tape = tape
         self._report = fail
+        self.meter = meter
         self._attached = contextlib.ExitStack()
         self._hooked = False
         self._inputs: dict[tuple[int, int], Inputs] = {}

@@ -15,6 +15,7 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from gradwatch.capture.branches import Inputs, Parts, full_base
+from gradwatch.capture.budget import Meter
 from gradwatch.capture.engine import graph_task, is_batched
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.passes import Kind, Passes
@@ -33,17 +34,19 @@ class Gradients:
         tape: Where measurements go.
         passes: Which backward passes the record is about.
         fail: Called with an exception of gradwatch's own, which must not reach the training.
+        meter: Takes the time of the hooks.
 
     Attributes:
         listening: Whether what arrives is measured; tensors of earlier steps may still carry hooks.
     """
 
-    def __init__(self, tape: Tape, passes: Passes, fail: Callable[[Exception], None]) -> None:
+    def __init__(self, tape: Tape, passes: Passes, fail: Callable[[Exception], None], meter: Meter | None = None) -> None:
         self.listening = False
         self._tape = tape
         self._passes = passes
         self._highest = Kind.ELSEWHERE
         self._report = fail
+        self.meter = meter
         self._begins: Callable[[], None] | None = None
         self._leaves: list[RemovableHandle] = []
         self._unfinished: dict[Parts, Site] = {}

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from gradwatch.capture.budget import Meter
+
 log = logging.getLogger("gradwatch")
 
 
@@ -28,18 +30,28 @@ class Turns:
 
 
 class Guard:
-    """``with guard():`` lets no error out. A loop repeats an error at every step, so that only its first time is logged."""
+    """``with guard():`` lets no error out. A loop repeats an error at every step, so that only its first time is logged.
 
-    def __init__(self) -> None:
+    Args:
+        meter: Takes the time of what is inside; None: nobody asks for it.
+    """
+
+    def __init__(self, meter: Meter | None = None) -> None:
         self._said: set[str] = set()
+        self._meter = meter
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """Runs what is inside; an error ends it. A generator, and no class, since a compiler can trace through generators only."""
+        if self._meter is not None:
+            self._meter.begin()
         try:
             yield
         except Exception as error:  # noqa: BLE001  # whatever it is, it must not reach the user's training
             self.fail(error)
+        finally:
+            if self._meter is not None:
+                self._meter.end()
 
     def fail(self, error: Exception) -> None:
         """Reports an error; the training goes on."""

@@ -9,9 +9,14 @@ from typing import Any, Protocol
 
 import torch
 
+from gradwatch.capture.budget import Meter
+
 
 class Owner(Protocol):
-    """Whoever observes: it hears of errors in its hooks, which must not reach the user's training."""
+    """Whoever observes: it hears of errors in its hooks, which must not reach the user's training.
+
+    One that has an attribute ``meter``, not None, has the time of its hooks taken by it.
+    """
 
     def fail(self, error: Exception) -> None:
         """Takes an exception of gradwatch's own."""
@@ -41,11 +46,17 @@ class Hook:
         owner = self.owner()
         if owner is None:
             return None
+        meter: Meter | None = getattr(owner, "meter", None)
+        if meter is not None:
+            meter.begin()
         try:
             return self.call(owner, *self.bound, *args)
         except Exception as error:  # noqa: BLE001  # whatever it is, it must not reach the user's training
             owner.fail(error)
             return None
+        finally:
+            if meter is not None:
+                meter.end()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return _inert

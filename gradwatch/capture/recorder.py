@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from gradwatch import moments
 from gradwatch.capture.activations import Activations
+from gradwatch.capture.budget import Budget
 from gradwatch.capture.cadence import Cadence
 from gradwatch.capture.engine import computed_at, in_transform, now
 from gradwatch.capture.fast_path import FastPath
@@ -90,6 +91,7 @@ class Recorder:
         scaler: The ``torch.amp.GradScaler`` in use, or None.
         first_step: The number of the first step.
         fail: Called with an exception of gradwatch's own, which must not reach the training.
+        budget: What full records may cost; None: they come at their cadence, whatever they cost.
 
     Attributes:
         step: The number of the step in progress.
@@ -105,16 +107,18 @@ class Recorder:
         scaler: Any,
         first_step: int,
         fail: Callable[[Exception], None],
+        budget: Budget | None = None,
     ) -> None:
         selection = membership.selection
         self.step = first_step
         self.scaling = Scaling(scaler)
         self._membership = membership
         self._optimizers, self._every, self._report = optimizers, every, fail
-        self._cadence = Cadence(optimizers, every, first_step)
+        self._cadence = Cadence(optimizers, every, first_step, budget)
+        self.meter = None if budget is None else budget.meter
         self._tape = Tape()
         self._passes = Passes(selection.owned)
-        self._activations = Activations(selection.layers, self._tape, self._passes, fail)
+        self._activations = Activations(selection.layers, self._tape, self._passes, fail, self.meter)
         self._parameters = Parameters(selection.parameters, selection.types, self._tape)
         self._reading = Reading(self._parameters, optimizers, self.scaling, self._tape, fail)
         self._activations.gradients.on_backward(self._parameters.read_leftover)

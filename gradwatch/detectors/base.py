@@ -151,6 +151,15 @@ class Ledger:
             over += news.over
         return News(tuple(raised), tuple(over))
 
+    @property
+    def suspicious(self) -> bool:
+        """Whether any detector is half convinced: it has seen in at least half as many records in a row what it would raise."""
+        for detector in self._detectors:
+            confirm = detector.confirm if isinstance(detector, Judgement) else 1
+            if any(case.number is None and 2 * case.streak >= confirm for case in self._cases[id(detector)].values()):
+                return True
+        return False
+
     def _judge(self, settings: Judgement, cases: dict[str, Case], sightings: list[Finding], record: Record) -> News:
         step = record.step
         raised: list[Finding] = []

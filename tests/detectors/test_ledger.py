@@ -38,6 +38,17 @@ def test_one_odd_record_is_no_finding():
     assert ledger.findings == []
 
 
+def test_half_of_what_convinces_is_a_suspicion():
+    ledger, history = Ledger([Pattern(confirm=4)], lambda *_: None), History()
+    suspicious = []
+    for record in Example({("a", "parameter_grad"): [0, 5, 5, 5, 5, 5, 0, 5, 0, 5, 5, 0]}).records():
+        history.append(record)
+        ledger.update(history)
+        suspicious.append(ledger.suspicious)
+    # From the second sighting in a row on, until it is said or does not come again; the finding lasts to the end.
+    assert suspicious == [False, False, True, True, *[False] * 8]
+
+
 def test_a_finding_starts_where_it_was_first_seen_and_lasts_until_it_was_last_seen():
     ledger, news = run(Pattern(confirm=3, release=2), ("a", [0, 5, 5, 5, 5, 0, 5, 0, 0, 0]))
     (finding,) = ledger.findings

@@ -52,6 +52,13 @@ def test_single_neuron_by_hand(pl, fit):
         assert (row.min, row.max, row.mean) == pytest.approx((low, high, (low + high) / 2), abs=1e-6), (layer, tensor)
 
 
+def test_a_budget_is_the_watchs(fit, network):
+    callback = GradWatchCallback(every=2, budget=0.05)
+    fit(network(), callback)
+    assert callback.watch.history.full_steps[:3] == [0, 2, 4]
+    assert callback.watch.report().splitlines()[-1].startswith("budget=0.05: a full record every ")
+
+
 def test_loss_is_the_mean_over_micro_batches(fit, network):
     net = network()
     net.rate, net.drop.p, net.batches = 0, 0, points(count=5)

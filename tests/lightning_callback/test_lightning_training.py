@@ -187,6 +187,7 @@ def test_what_cannot_be_watched_is_said_before_the_first_batch(fit, network, tmp
     ("settings", "message"),
     [
         ({"every": 0}, "every=0"),
+        ({"budget": 2.0}, "budget=2.0"),
         ({"on_finding": "shout"}, "on_finding='shout'"),
         ({"stop_on": ("critical", "fatal")}, "stop_on='fatal'"),
     ],
