@@ -60,9 +60,9 @@ def watch(
         logdir: Where to write TensorBoard event files; None: nowhere.
         every: Optimizer steps from one full record (activations, their gradients, weights, updates) to the next; the norms of
             parameter gradients are recorded at every step. With several optimizers each gets its full record.
-        budget: The share of the training's time that the watch may take, such as 0.01: full records then come ``every`` so many
-            steps at most, and are put off as far as it takes; on a suspicion they come sooner for a while. None: ``every`` holds
-            to the step, whatever it costs.
+        budget: The share of the training's time that the watch may take, such as 0.01: ``every`` is then the narrowest cadence, and
+            full records are put off as far as it takes; on a suspicion they come sooner for a while. None: ``every`` holds to the
+            step, whatever it costs.
         include: Globs over layer names; the parameters of a layer go with it.
         exclude: Globs that take away from it.
         loss_fn: The criterion, where it is a module: its output is recorded as the loss. Else tell ``watch.loss(value)``.

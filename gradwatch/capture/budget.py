@@ -30,7 +30,6 @@ STEPS, LIGHT, FULL = 20, 50, 4
 PAUSE = 3.0
 """A step that takes longer than this many usual ones was held up (by a validation, a checkpoint), and counts for no more."""
 
-
 ROUNDING = 1e-6
 """What may be missing to a whole step, as a share: sums of times are rounded."""
 
@@ -124,8 +123,8 @@ class Budget:
         self, share: float, every: int, *, optimizers: int = 1, meter: Meter | None = None, alone: Callable[[], bool] | None = None
     ) -> None:
         self.meter = meter or Meter()
-        self.every, self.suspicious, self.followed = every, False, True
         self._share, self._narrowest, self._optimizers, self._alone = share, every, optimizers, alone or _alone
+        self.every, self.suspicious, self.followed = every, False, self._alone()
         self._training, self._light, self._full = Usual(STEPS, PAUSE), Usual(LIGHT), Usual(FULL)
         self._last: tuple[float, float] | None = None  # what clock and meter showed at the end of the step before
         self._half: float | None = None  # what the full record of the step before has cost so far
@@ -166,15 +165,16 @@ class Budget:
             extra = self._half if full else self._half + own - 2 * self._light.value
             if not math.isnan(extra):
                 self._full.take(max(extra, 0.0))
-            self._choose()
         elif not full:
             self._light.take(own)
+        if self._half is not None or self._training.count % STEPS == 0:
+            self._choose()
         self._half = own if full else None
 
     def _choose(self) -> None:
-        if self._records < LEARNING * self._optimizers:
+        if self._records < LEARNING * self._optimizers or not self._full.count:
             return
-        self._chosen, self.followed = True, self._alone()
+        self._chosen, self.followed = True, self.followed and self._alone()
         if not self.followed:
             self.every = self._narrowest
             return

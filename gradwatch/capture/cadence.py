@@ -53,7 +53,8 @@ class Cadence:
     def prepare(self, step: int) -> None:
         """Decides about a step."""
         if len(self._sampled) < 2:  # nobody has to wait for a turn
-            self.full = step % self._every == 0 if self._budget is None else self._newest is None or self._due(step - self._newest)
+            plain = self._budget is None or not self._budget.followed
+            self.full = step % self._every == 0 if plain else self._newest is None or self._due(step - self._newest)
         else:
             self.full = any(self._is_due(key, step) for key in self._sampled)
 

@@ -20,13 +20,13 @@ class Clock:
 class Loop:
     """A training whose steps, records and suspicions take and come as the test says; times in seconds."""
 
-    def __init__(self, share, every=10, *, turns="a", alone=True, light=0.001, full=0.1):
-        self.clock, self.light, self.full_cost = Clock(), light, full
+    def __init__(self, share, every=10, *, turns="a", light=0.001, full=0.1, alone=True, first_step=0):
+        self.clock, self.light, self.full_cost, self.alone = Clock(), light, full, alone
         self.turns = turns
         self.optimizers = {name: torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1) for name in dict.fromkeys(turns)}
-        self.budget = Budget(share, every, optimizers=len(self.optimizers), meter=Meter(self.clock), alone=lambda: alone)
-        self.cadence = Cadence(list(self.optimizers.values()), every, 0, self.budget)
-        self.step, self.full, self.said, self.training = 0, {name: [] for name in self.optimizers}, [], 0.0
+        self.budget = Budget(share, every, optimizers=len(self.optimizers), meter=Meter(self.clock), alone=lambda: self.alone)
+        self.cadence = Cadence(list(self.optimizers.values()), every, first_step, self.budget)
+        self.step, self.full, self.said, self.training = first_step, {name: [] for name in self.optimizers}, [], 0.0
         self._finishing = False
 
     def run(self, steps, training=0.1, *, suspicious=False):
@@ -40,7 +40,7 @@ class Loop:
             self.budget.meter.begin()
             self.clock.now += self.light + 0.3 * self.full_cost * finishing
             self.budget.suspicious = suspicious
-            self.cadence.stepped(self.optimizers[name], self.step)
+            self.cadence.stepped([self.optimizers[name]], self.step)
             self.budget.meter.end()
             if full:
                 self.full[name].append(self.step)
@@ -110,6 +110,14 @@ def test_slower_steps_afford_more_and_quicker_ones_less():
     assert gaps(loop.full["a"])[-1] == 100
 
 
+def test_a_slow_beginning_is_not_held_against_the_rest():
+    loop = Loop(0.05, light=0.006).run(40)  # light records alone are over the budget
+    assert loop.budget.every == WIDEST
+    loop.light = 0.001
+    loop.run(500)
+    assert loop.budget.every == 25
+
+
 def test_a_validation_between_two_steps_is_no_long_step():
     loop = Loop(0.05).run(100)
     for _ in range(20):
@@ -170,10 +178,18 @@ def test_before_anything_is_known_it_says_so():
 
 
 def test_several_processes_keep_the_cadence_and_hear_it_once():
-    loop = Loop(0.01, alone=False).run(300)
-    assert loop.full["a"] == list(range(0, 300, 10))
+    loop = Loop(0.01, alone=False, first_step=7).run(300)
+    assert loop.full["a"] == list(range(10, 307, 10))  # the same steps in each, wherever they began
     [(_, news)] = loop.said
     assert news.endswith("several processes train together, and have to sample the same steps, so that the budget is not followed")
+
+
+def test_processes_that_meet_later_return_to_the_cadence_together():
+    loop = Loop(0.05).run(100)
+    assert gaps(loop.full["a"])[-1] == 25
+    loop.alone = False
+    loop.run(200)
+    assert loop.full["a"][-10:] == list(range(200, 300, 10))
 
 
 def test_an_optimizer_that_hardly_ever_steps_is_sampled_too():
