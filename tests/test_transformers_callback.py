@@ -330,6 +330,13 @@ def test_a_plain_loop_with_an_optimizer_that_accelerate_wraps():
     )
 
 
+def test_a_budget_is_the_watchs(trainer):
+    callback = GradWatchCallback(every=2, budget=0.05)
+    trainer(Line(), points(), callback).train()
+    assert callback.watch.history.full_steps[:3] == [0, 2, 4]
+    assert callback.watch.report().splitlines()[-1].startswith("budget=0.05: a full record every ")
+
+
 def test_what_has_no_meaning_is_refused():
     with pytest.raises(InvalidSetting, match="every=0"):
         GradWatchCallback(every=0)
