@@ -4,6 +4,7 @@ A record is one event of TensorBoard, with the values below. ``<schema>`` stands
 
 gradwatch/v1/<schema>/<column>    (sites,) float32, for every column of ``moments.COLUMNS``
 gradwatch/v1/<schema>/step        (7,) float64, in the order of ``STEP``
+gradwatch/v1/<schema>/ranks       (sites,) int32; only where several processes have recorded together
 gradwatch/v1/<schema>/schema      JSON: the sites in order, ``columns``, ``step``, ``versions``; once for each schema and file
 gradwatch/v1/findings             JSON: findings that are new or final since the last such value; at most once a step
 
@@ -123,7 +124,7 @@ class Encoder:
         """All of a record, as values of one event: ``tensorboard.compat.proto.summary_pb2.Summary.Value``."""
         from tensorboard.compat.proto.tensor_pb2 import TensorProto
         from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-        from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT
+        from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_INT32
 
         schema = self._schema(record.sites)
         values = []
@@ -147,6 +148,9 @@ class Encoder:
             else:
                 tensor = TensorProto(dtype=DT_FLOAT, tensor_shape=shape, tensor_content=column.tobytes())
             values.append(self._value(f"{schema.root}/{name}", tensor))
+        if record.ranks is not None:
+            ranks = TensorProto(dtype=DT_INT32, tensor_shape=shape, tensor_content=record.ranks.astype(np.int32).tobytes())
+            values.append(self._value(f"{schema.root}/ranks", ranks))
         return values
 
     def findings(self, findings: Iterable[Finding]) -> Any:
@@ -303,4 +307,6 @@ def _record(step: int, sites: tuple[Site, ...], tensors: dict[str, Any]) -> Reco
         if column in tensors:
             rows[:, index] = make_ndarray(tensors[column])
     loss, told, skipped, backwards, full, clip, *later = make_ndarray(tensors["step"]).tolist()
-    return Record(step, sites, rows, loss if told else None, bool(skipped), int(backwards), bool(full), clip, *later)
+    ranks = make_ndarray(tensors["ranks"]) if "ranks" in tensors else None
+    record = Record(step, sites, rows, loss if told else None, bool(skipped), int(backwards), bool(full), clip, *later)
+    return record if ranks is None else replace(record, ranks=ranks)

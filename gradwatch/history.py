@@ -88,7 +88,8 @@ class History:
 
         Returns:
             Columns ``step``, ``layer``, ``tensor``, then every statistic of ``statistics.STATISTICS`` and every ratio of
-            ``statistics.RATIOS``. ``frame.attrs["dropped"]`` tells how many older records are no longer kept.
+            ``statistics.RATIOS``; where processes have recorded together also ``rank``, see ``Record.ranks``.
+            ``frame.attrs["dropped"]`` tells how many older records are no longer kept.
         """
         import pandas
 
@@ -118,5 +119,7 @@ def _frame(record: Record) -> pandas.DataFrame:
         "tensor": [site.tensor for site in record.sites],
     }
     frame = pandas.DataFrame(data | statistics.derive(record.sites, record.rows))
+    if record.ranks is not None:
+        frame["rank"] = record.ranks
     seen: pandas.DataFrame = frame.loc[record.rows[:, moments.COUNT] > 0]
     return seen

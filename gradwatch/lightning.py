@@ -115,7 +115,7 @@ class GradWatchCallback(*_bases()):  # type: ignore[misc]  # which classes these
         writes = trainer.global_rank == 0
         logdir, writers = _destination(trainer, self._logdir) if writes else (None, [])
         self._watch = Watch(
-            pl_module,
+            _sharding(trainer, pl_module),
             trainer.optimizers,
             logdir=logdir,
             writers=(*writers, *self._writers) if writes else (),
@@ -179,10 +179,14 @@ class GradWatchCallback(*_bases()):  # type: ignore[misc]  # which classes these
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
         """Closes the watch: no other hook is called any more."""
-        try:
-            self.on_train_end(trainer, pl_module)
-        except Exception as late:  # noqa: BLE001  # what the last record shows must not hide what ended the training
-            log.warning("%s", late)
+        if watch := self._open:
+            watch.__exit__(type(exception), exception, None)
+
+
+def _sharding(trainer: Any, pl_module: nn.Module) -> nn.Module:
+    """The module that holds the parameters: FSDP1 keeps those of a module in a wrapper around it."""
+    outer = trainer.strategy.model
+    return outer if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(outer).__mro__) else pl_module
 
 
 def _as_returned(trainer: Any, loss: Tensor) -> Tensor:

@@ -17,8 +17,11 @@ ROOT = "model"
 UNREGISTERED = "unregistered"
 """What stands for the name of a parameter that takes part in forward and that the model does not own."""
 
-WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Attributes that are wrappers wherever they stand."""
+
+SWAPPED = frozenset({"FSDPModule", "ReplicateModule"})
+"""Bases that ``fully_shard`` and ``replicate`` put before a module's own class, in an heir of both."""
 
 PARAMETRIZED = "parametrizations"
 """The attribute of a module under which ``torch.nn.utils.parametrize`` keeps what its weights are computed from."""
@@ -58,6 +61,18 @@ def _is_wrapper(module: nn.Module) -> bool:
     if any(kind.__name__ in MODULE_WRAPPERS for kind in type(module).__mro__):
         return True
     return any(name in WRAPPER_SEGMENTS for name, _ in module.named_children())
+
+
+def canonical(path: str) -> str:
+    """A dotted path of attributes without the segments that are wrappers."""
+    return ".".join(segment for segment in path.split(".") if segment and segment not in WRAPPER_SEGMENTS)
+
+
+def type_of(module: nn.Module) -> str:
+    """The name of a module's class; of one that sharding has exchanged for an heir (``FSDPLinear``), that of the class before."""
+    kinds = type(module).__mro__
+    swapped = next((index for index, kind in enumerate(kinds) if kind.__name__ in SWAPPED), -1)
+    return kinds[swapped + 1].__name__
 
 
 def owner(parameter: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from gradwatch.moments import CALLS, COUNT, Array
 
@@ -69,6 +70,9 @@ class Record:
         full: Activations, weights and updates were sampled; else parameter gradients only.
         clip: What clipping left of the gradient's total norm, 1 where it left all; NaN where only one side was read.
         scale: The factor that a loss scaler had put on the gradients, which are recorded without it; NaN where there was none.
+        ranks: Where the processes of a training have merged what each saw: the rank that saw the first value of a site that is
+            not finite, or else the largest magnitude, (sites,), int32; -1 where all hold the same, or nobody saw the site.
+            None: one process has recorded for itself.
     """
 
     step: int
@@ -80,6 +84,7 @@ class Record:
     full: bool = True
     clip: float = float("nan")
     scale: float = float("nan")
+    ranks: npt.NDArray[np.int32] | None = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Record):
@@ -91,6 +96,8 @@ class Record:
             and np.array_equal([self.loss or 0, self.clip, self.scale], [other.loss or 0, other.clip, other.scale], equal_nan=True)
             and self.rows.shape == other.rows.shape
             and np.array_equal(self.rows, other.rows, equal_nan=True)
+            and (self.ranks is None) == (other.ranks is None)
+            and (self.ranks is None or other.ranks is None or np.array_equal(self.ranks, other.ranks))
         )
 
     __hash__ = None  # type: ignore[assignment]  # rows are an array

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from gradwatch.errors import GradWatchWarning, InvalidSetting, UnhealthyTraining
 from gradwatch.records import Finding
 from gradwatch.summary import describe
+from gradwatch.writers import Writer
 
 log = logging.getLogger("gradwatch")
 
@@ -39,8 +41,36 @@ def check_settings(every: int, loss_fn: object, on_finding: object, scaler: Any 
         raise InvalidSetting(f"on_finding={on_finding!r}; give 'log', 'warn', 'raise' or a function of the finding")
 
 
-def act(finding: Finding, on_finding: OnFinding) -> None:
+def check_model(model: object) -> None:
+    """Refuses what is no model.
+
+    Raises:
+        InvalidSetting: It is neither a module nor a mapping.
+    """
+    if not isinstance(model, (nn.Module, Mapping)):
+        raise InvalidSetting(f"the model is a {type(model).__name__}; give an nn.Module, or a mapping of names to leaf tensors")
+
+
+def destinations(logdir: str | Path | None, writers: Sequence[Writer]) -> list[Writer]:
+    """Where records and findings go: an event file in a directory, if one is given, and what else there is.
+
+    Raises:
+        LogdirError: The directory cannot be written.
+    """
+    if logdir is None:
+        return list(writers)
+    from gradwatch.writers.tensorboard import EventFileWriter
+
+    return [EventFileWriter(logdir), *writers]
+
+
+def act(finding: Finding, on_finding: OnFinding, *, aloud: bool = True) -> None:
     """Does with a finding what the user asked for; what this raises is meant to reach the training.
+
+    Args:
+        finding: What was found.
+        on_finding: What the user asked for.
+        aloud: Whether it is logged, or warned of, here: of several processes that found the same one says so.
 
     Raises:
         UnhealthyTraining: The user asked for that.
@@ -48,9 +78,9 @@ def act(finding: Finding, on_finding: OnFinding) -> None:
     text = f"gradwatch: {describe(finding)}"
     if callable(on_finding):
         on_finding(finding)
-    elif on_finding == "log":
-        log.warning("%s", text)
-    elif on_finding == "warn":
-        warnings.warn(text, GradWatchWarning, stacklevel=3)
-    else:
+    elif on_finding == "raise":
         raise UnhealthyTraining(finding)
+    elif on_finding == "log" and aloud:
+        log.warning("%s", text)
+    elif aloud:
+        warnings.warn(text, GradWatchWarning, stacklevel=3)

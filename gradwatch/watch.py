@@ -23,11 +23,12 @@ from gradwatch.capture.membership import Membership
 from gradwatch.capture.recorder import Recorder
 from gradwatch.capture.selection import listed, strangers
 from gradwatch.detectors import DEFAULT, Detector, Ledger, name_of
+from gradwatch.distributed import Processes, rank
 from gradwatch.errors import GradWatchWarning, InvalidSetting, WatchClosed
 from gradwatch.history import History
 from gradwatch.incidents import group
 from gradwatch.records import Finding, Incident, Record
-from gradwatch.settings import OnFinding, act, check_settings
+from gradwatch.settings import OnFinding, act, check_model, check_settings, destinations
 from gradwatch.summary import render
 from gradwatch.writers import Writer
 
@@ -57,7 +58,7 @@ def watch(
         model: The network, or name → leaf tensor for code with no modules.
         optimizer: One, or several (also by name): a record closes at each of their steps. None: call ``watch.step()`` after each
             update.
-        logdir: Where to write TensorBoard event files; None: nowhere.
+        logdir: Where to write TensorBoard event files; None: nowhere. Of several processes rank 0 writes.
         every: Optimizer steps from one full record (activations, their gradients, weights, updates) to the next; the norms of
             parameter gradients are recorded at every step. With several optimizers each gets its full record.
         budget: The share of the training's time that the watch may take, such as 0.01: ``every`` is then the narrowest cadence, and
@@ -68,7 +69,7 @@ def watch(
         loss_fn: The criterion, where it is a module: its output is recorded as the loss. Else tell ``watch.loss(value)``.
         scaler: The ``torch.amp.GradScaler`` in use, so that gradients are recorded unscaled, and steps that it skips as skipped.
         detectors: What to look for; None: ``gradwatch.detectors.DEFAULT``.
-        writers: More writers beside the event file.
+        writers: More writers beside the event file; of several processes rank 0 uses its own.
         on_finding: ``"log"`` (logger ``gradwatch``, level warning), ``"warn"`` (``GradWatchWarning``), ``"raise"``
             (``UnhealthyTraining``, out of ``optimizer.step()``), or a function of the finding.
 
@@ -85,8 +86,7 @@ def watch(
         GradWatchWarning: An optimizer holds none of the model's parameters. Its steps are recorded all the same.
     """
     check_settings(every, loss_fn, on_finding, scaler, budget)
-    if not isinstance(model, (nn.Module, Mapping)):
-        raise InvalidSetting(f"the model is a {type(model).__name__}; give an nn.Module, or a mapping of names to leaf tensors")
+    check_model(model)
     optimizers = listed(optimizer)
     for sentence in strangers(optimizers, model):
         warnings.warn(sentence, GradWatchWarning, stacklevel=2)
@@ -139,11 +139,7 @@ class Watch:
         self._optimizers = list(optimizers)
         self._budget = None if budget is None else Budget(budget, every, optimizers=max(1, len(optimizers)))
         self._guard = Guard(None if self._budget is None else self._budget.meter)
-        self._writers = list(writers)
-        if logdir is not None:
-            from gradwatch.writers.tensorboard import EventFileWriter
-
-            self._writers.insert(0, EventFileWriter(logdir))
+        self._writers = [] if rank() else destinations(logdir, writers)  # of several processes the first one writes
         self._ledger = Ledger(detectors, self._drop_detector)
         self._recorder = Recorder(
             membership, self._optimizers, every=every, scaler=scaler, first_step=first_step, fail=self.fail, budget=self._budget
@@ -166,6 +162,7 @@ class Watch:
             self._attached.close()  # a watch that could not be made leaves nothing behind
             raise
         claims.claim(self)
+        self._processes = Processes(f"{every} {first_step}", self._recorder.placement, self._remark)
 
     # -------------------------------------------------------------- for users
 
@@ -266,6 +263,7 @@ class Watch:
         self._attached.close()
         with self._guard():
             self._finish()
+            self._processes.leave()
             for finding in self._ledger.close():
                 self._write("report", finding)
         self._write("close")
@@ -275,6 +273,8 @@ class Watch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self._processes.leave()  # what ended the training here keeps the others from reaching this record
         try:
             self.close()
         except Exception as news:
@@ -285,6 +285,7 @@ class Watch:
     def __del__(self) -> None:
         # What it watched is gone and took it along; the last record is still under way.
         with contextlib.suppress(Exception):
+            self._processes.leave()  # nobody knows when the others get here
             self.close()
 
     # -------------------------------------------------------------- for front ends
@@ -373,10 +374,13 @@ class Watch:
         self._recorder.seal(skipped=skipped)
         if self._budget is not None and (news := self._budget.news()) is not None:
             log.log(logging.INFO if self._budget.followed else logging.WARNING, "%s", news)
+        if self._processes.together and self._recorder.settled:
+            self._processes.send(self._recorder.finish)
 
     def _finish(self) -> None:
         """Makes the sealed record final, judges it, and hands it to the writers."""
-        record = self._recorder.finish()
+        self._processes.send(self._recorder.finish)  # unless that was done as soon as the step was over
+        record = self._processes.receive()
         if record is None:
             return
         self.history.append(record)
@@ -391,7 +395,7 @@ class Watch:
     def _announce(self) -> None:
         """Acts on new findings as the user asked; what this raises is meant to reach the training."""
         while self._news:
-            act(self._news.pop(0), self._on_finding)
+            act(self._news.pop(0), self._on_finding, aloud=self._processes.speaks)
 
     # -------------------------------------------------------------- errors
 

@@ -35,6 +35,10 @@ float32 = st.floats(width=32)
 sites = st.builds(Site, names, st.sampled_from(TENSORS), names, st.lists(st.integers(0, 2**40), max_size=3).map(tuple))
 
 
+def ranks(values):
+    return np.array(values, np.int32)
+
+
 @st.composite
 def records(draw, step, known):
     row = [float32] * len(moments.COLUMNS)
@@ -50,6 +54,7 @@ def records(draw, step, known):
         draw(st.booleans()),
         draw(st.floats()),
         draw(st.floats()),
+        draw(st.none() | st.lists(st.integers(-1, 2**20), min_size=len(known), max_size=len(known)).map(ranks)),
     )
 
 

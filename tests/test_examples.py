@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 import gradwatch
 
@@ -71,7 +72,23 @@ def test_transformers_writes_below_the_directory_of_the_trainer(tmp_path):
     assert len(gradwatch.load(tmp_path / "runs")) == 232  # 1,797 scans, 64 a batch, eight times
 
 
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs processes over gloo")
+def test_processes_that_stop_together(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(ROOT / "examples" / "06_distributed.py"), "run"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path, env=environment, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    ends = re.findall(r"^rank (\d): stopped after step 11: non_finite at '0', step 10: .* on rank 1; ", done.stdout, re.MULTILINE)
+    assert ends == ["0", "1"]
+    seen = re.findall(r"layer 0 put out 1024 numbers of rms (\S+)", done.stdout)  # two batches of 16 samples and 32 units
+    assert len(seen) == 2
+    assert seen[0] == seen[1]
+    assert [record.step for record in gradwatch.load(tmp_path / "run")] == list(range(12))
+
+
 def test_every_example_is_run():
     here = {path.name for path in (ROOT / "examples").glob("*.py")}
     elsewhere = {"04_trace.py"}  # with the pages that it illustrates
-    assert here - elsewhere == {"01_single_neuron.py", "02_plain_loop.py", "03_lightning.py", "05_transformers.py"}
+    shown = {"01_single_neuron.py", "02_plain_loop.py", "03_lightning.py", "05_transformers.py", "06_distributed.py"}
+    assert here - elsewhere == shown

@@ -101,6 +101,15 @@ class Fsdp(nn.Module):
 Fsdp.__name__ = "FullyShardedDataParallel"
 
 
+class Fabric(nn.Module):
+    """Holds its module as Lightning's Fabric does, and the one that was wrapped beside it."""
+
+    def __init__(self, module, original=None):
+        super().__init__()
+        self._forward_module = module
+        self._original_module = original or module
+
+
 class HousePartition(DataParallel):
     """A user's own kind of data parallelism."""
 
@@ -112,6 +121,8 @@ WRAPPERS = {
     "data parallel": DataParallel,
     "heir of data parallel": HousePartition,
     "fsdp": Fsdp,
+    "fabric": Fabric,
+    "fabric of distributed": lambda model: Fabric(DistributedDataParallel(model), model),
     "distributed": DistributedDataParallel,
     "compiled distributed": lambda model: compiled(DistributedDataParallel(model)),
     "distributed compiled": lambda model: DistributedDataParallel(compiled(model)),
@@ -228,3 +239,15 @@ def test_printable_text_is_printable_and_otherwise_unchanged(text):
 def test_what_acts_on_a_terminal_is_escaped_and_letters_of_every_script_stay():
     assert names.printable("fc\x1b[2J\r\n\u202e\ud800") == r"fc\x1b[2J\r\n\u202e\ud800"
     assert names.printable("слой 层 ñ |<b>") == "слой 层 ñ |<b>"
+
+
+def test_a_path_without_its_wrappers():
+    assert names.canonical("._fsdp_wrapped_module.blocks.0._checkpoint_wrapped_module.fc.weight") == "blocks.0.fc.weight"
+    assert names.canonical("weight") == "weight"
+
+
+def test_the_type_of_a_module_that_sharding_has_exchanged_the_class_of():
+    before = type("FSDPModule", (), {})
+    assert names.type_of(type("FSDPLinear", (before, nn.Linear), {})(2, 2)) == "Linear"
+    assert names.type_of(nn.Linear(2, 2)) == "Linear"
+    assert names.type_of(Block()) == "Block"

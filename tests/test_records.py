@@ -46,6 +46,7 @@ def test_records_are_compared_by_value_and_what_was_not_measured_equals_itself()
         {"backwards": 1},
         {"full": False},
         {"clip": 0.5},
+        {"ranks": np.array([0, 1], np.int32)},
         {"rows": np.stack([moments.EMPTY, moments.EMPTY])},
         {"rows": moments.EMPTY[None]},
     ],
@@ -54,6 +55,12 @@ def test_records_are_compared_by_value_and_what_was_not_measured_equals_itself()
 def test_records_that_differ_in_anything_differ(change):
     assert record() != record(**change)
     assert record(**change) != record()
+
+
+def test_ranks_are_compared_as_well():
+    first, same, other = (record(ranks=np.array(ranks, np.int32)) for ranks in ([0, 1], [0, 1], [0, -1]))
+    assert first == same
+    assert first != other
 
 
 def test_a_loss_of_zero_is_not_no_loss():

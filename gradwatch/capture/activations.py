@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from gradwatch.capture.gradients import Gradients
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.passes import Passes
 from gradwatch.capture.selection import kind_of
+from gradwatch.capture.shards import local
 from gradwatch.capture.structure import unique_tensors
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
@@ -51,6 +52,7 @@ class Activations:
 
     Args:
         layers: Canonical name → module, each module once.
+        owners: Layers that have parameters, also where sharding has taken them off the module.
         tape: Where measurements go.
         passes: Which backward passes the record is about.
         fail: Called with an exception of gradwatch's own, which must not reach the training.
@@ -66,6 +68,7 @@ class Activations:
     def __init__(
         self,
         layers: Mapping[str, nn.Module],
+        owners: Collection[str],
         tape: Tape,
         passes: Passes,
         fail: Callable[[Exception], None],
@@ -79,6 +82,7 @@ class Activations:
         self.meter = meter
         self._attached = contextlib.ExitStack()
         self._hooked = False
+        self._last: list[tuple[nn.Module, int]] = []
         self._inputs: dict[tuple[int, int], Inputs] = {}
         self._silent = units.SilentUnits()
         self._sites: dict[str, Site] = {}
@@ -86,10 +90,11 @@ class Activations:
         self._places: dict[str, int] = {}
         self._passes, self._furthest = 0, -1
         self.barren: set[str] = set()
-        self.adopt(layers)
+        self.adopt(layers, owners)
 
-    def adopt(self, layers: Mapping[str, nn.Module]) -> None:
+    def adopt(self, layers: Mapping[str, nn.Module], owners: Collection[str]) -> None:
         """Takes other layers in the place of those it has: they may have joined the model, and others left it."""
+        self._owners = owners
         gone = self.layers.keys() - layers.keys()
         self._order((layer, kind) for layer, kind in self.order.items() if layer not in gone)
         self._furthest = -1
@@ -118,7 +123,7 @@ class Activations:
         for name, module in self.layers.items():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # it takes no hooks, and stays among the layers that were not observed
-            kind, active = kind_of(module), is_activation(module)
+            kind, active = kind_of(module), name not in self._owners and is_activation(module)
             site, grad_site = Site(name, "activation", kind), Site(name, "activation_grad", kind)
             input_site = Site(name, "input_grad", kind) if active else None
             if active:
@@ -129,12 +134,24 @@ class Activations:
                 enter = Hook(self, Activations._enter, site)
                 self._attached.callback(module.register_forward_pre_hook(enter).remove)
             after = Hook(self, Activations._after, site, grad_site, input_site)
-            self._attached.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+            handle = module.register_forward_hook(after, with_kwargs=True)
+            self._attached.callback(handle.remove)
+            self._last.append((module, handle.id))
 
     def detach(self) -> None:
         """Takes the hooks off the modules; the gradients of what they have seen are still measured."""
         self._hooked = False
+        self._last.clear()
         self._attached.close()
+
+    def come_last(self) -> None:
+        """Attaches the hooks anew where a module has got others since: what it returns is what its last hook leaves.
+
+        Tensor parallelism turns outputs into local ones by a hook.
+        """
+        if any(next(reversed(module._forward_hooks), None) != hook for module, hook in self._last):
+            self.detach()
+            self.attach()
 
     def close(self) -> None:
         """Removes everything that ``open`` attached."""
@@ -204,7 +221,8 @@ class Activations:
         inputs = self._inputs.pop((threading.get_ident(), id(module)), None)
         nodes = [] if inputs is None else inputs.nodes(unique_tensors(output))
         active = input_site is not None
-        passage = self._passage(site, module, inputs, nodes, output, active=active) if isinstance(output, Tensor) else None
+        values = local(output) if isinstance(output, Tensor) else None
+        passage = None if values is None else self._passage(site, module, inputs, nodes, values, active=active)
         self._observe(site, grad_site, output, (args, kwargs), passage, zeros=input_site is not None)
         if inputs is not None and input_site is not None:
             self.gradients.arm_inputs(inputs, nodes, input_site, None if passage is None else passage.leave)

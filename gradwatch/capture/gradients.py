@@ -19,6 +19,7 @@ from gradwatch.capture.budget import Meter
 from gradwatch.capture.engine import graph_task, is_batched
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.passes import Kind, Passes
+from gradwatch.capture.shards import local
 from gradwatch.capture.structure import unique_tensors
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
@@ -147,9 +148,12 @@ class Gradients:
         if graph_task() not in self._tape.graph_tasks and self._begins is not None and self._highest is Kind.ACCUMULATES:
             self._begins()
         self._tape.graph_tasks[graph_task()] = outer
-        self._tape.add(site, grad)
+        values = local(grad)
+        if values is None:
+            return
+        self._tape.add(site, values)
         if also is not None:
-            also(self._tape, site, grad)
+            also(self._tape, site, values)
 
     def _arrived_at_view(self, view: _View, site: Site, outer: int, also: Also | None, grad: Tensor | None) -> None:
         view.fired = graph_task()
@@ -176,7 +180,11 @@ class Gradients:
         if part is not None:
             if is_batched(part):
                 return
-            part = part.detach() if shape is None else part.detach().reshape(shape)
+            part = local(part)
+        if part is not None:
+            part = part.detach()
+            if shape is not None and shape.numel() == part.numel():  # a shard has a shape of its own
+                part = part.reshape(shape)
         self._arrived(site, outer, also, parts.add(graph_task(), part))
         if parts:
             self._unfinished[parts] = site

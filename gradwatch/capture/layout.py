@@ -24,10 +24,12 @@ class Members(NamedTuple):
     Attributes:
         order: Layer → its type, in forward order.
         parameters: Name → the sites of its value, its gradient and its update.
+        partial: Parameters of whose gradient no process can say anything.
     """
 
     order: Mapping[str, str]
     parameters: Mapping[str, tuple[Site, ...]]
+    partial: frozenset[str] = frozenset()
 
 
 class Layout:
@@ -65,7 +67,7 @@ class Layout:
         Returns:
             The record's sites, and their rows.
         """
-        if members.order is not self._members.order or members.parameters is not self._members.parameters:
+        if any(now is not before for now, before in zip(members, self._members, strict=True)):
             self._members = members
             self._cache.clear()
         key = full, graded, tuple(trainable)
@@ -117,30 +119,34 @@ class Layout:
         for name in trainable:
             own.setdefault(names.owner(name), []).append(name)
         ordered: list[Site] = []
-        order, parameters = self._members
+        order, parameters, partial = self._members
         for layer, kind in order.items():
             if full:
                 candidates = (Site(layer, tensor, kind) for tensor in ORDER)  # type: ignore[arg-type]  # ORDER is of TensorName
                 ordered += [site for site in candidates if site in self._met]
-            ordered += _of(parameters, own.pop(layer, ()), full=full, graded=graded)
+            ordered += _of(parameters, own.pop(layer, ()), partial, full=full, graded=graded)
         for rest in own.values():
-            ordered += _of(parameters, rest, full=full, graded=graded)
+            ordered += _of(parameters, rest, partial, full=full, graded=graded)
         if full:
             ordered += sorted(filter(_is_unregistered, self._met), key=lambda site: (site.layer, site.tensor))
         return tuple(ordered)
 
 
-def _of(parameters: Mapping[str, tuple[Site, ...]], names: Iterable[str], *, full: bool, graded: bool) -> list[Site]:
+def _of(
+    parameters: Mapping[str, tuple[Site, ...]], names: Iterable[str], partial: frozenset[str], *, full: bool, graded: bool
+) -> list[Site]:
     """The sites of a record about these parameters, in their order.
 
     Args:
         parameters: Name → the sites of its value, its gradient and its update.
         names: The parameters.
+        partial: Those of whose gradient nothing can be said.
         full: Whether weights and updates were sampled.
         graded: Whether their gradients could be read.
     """
     chosen = slice(0 if full else 1, 3 if full else 2) if graded else slice(0, 3 if full else 0, 2)
-    return [site for name in names for site in parameters[name][chosen]]
+    sites = [site for name in names for site in parameters[name][chosen]]
+    return [site for site in sites if site.layer not in partial or site.tensor != "parameter_grad"] if partial else sites
 
 
 def _is_unregistered(site: Site) -> bool:

@@ -53,6 +53,8 @@ class Membership:
             NothingToWatch: A mapping holds something that is no leaf tensor.
         """
         self._step = step
+        if any(holding.sharded for holding in self.selection.holdings.values()):
+            return False  # sharding itself puts other parameters into the modules while forward or backward runs
         parts, self.lazy = _parts(self._model)
         if parts == self._parts:
             return False

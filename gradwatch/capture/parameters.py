@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradwatch import moments
 from gradwatch.capture import units
+from gradwatch.capture.shards import Holding, local
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
 
@@ -20,33 +21,39 @@ class Parameters:
     """Reads parameters onto a tape: gradients every step, weights and updates where the record is a full one.
 
     Args:
-        named: Canonical full name → parameter (a leaf tensor).
+        held: Canonical full name → what this process holds of the parameter.
         types: The same names → class name of the module that owns it.
         tape: Where measurements go.
 
     Attributes:
-        named: The parameters by name.
+        held: The same.
+        named: The same names → leaf tensor.
+        partial: Parameters whose gradients lie in the processes as parts of a sum, so that none of them can be measured.
+            Another set where it grows.
     """
 
-    def __init__(self, named: Mapping[str, Tensor], types: Mapping[str, str], tape: Tape) -> None:
+    def __init__(self, held: Mapping[str, Holding], types: Mapping[str, str], tape: Tape) -> None:
         self.tape = tape
+        self.held: Mapping[str, Holding] = {}
         self.named: dict[str, Tensor] = {}
+        self.partial: frozenset[str] = frozenset()
         self._before: dict[str, Tensor] = {}
         self._leftover: dict[str, Tensor | None] = {}
         self._silent = units.SilentUnits()
         self._full_records = 0
-        self.adopt(named, types)
+        self.adopt(held, types)
 
-    def adopt(self, named: Mapping[str, Tensor], types: Mapping[str, str]) -> None:
+    def adopt(self, held: Mapping[str, Holding], types: Mapping[str, str]) -> None:
         """Takes other parameters in the place of those it has: they may have joined the model, and others left it."""
-        gone = [name for name, tensor in self.named.items() if named.get(name) is not tensor]
+        gone = [name for name, tensor in self.named.items() if name not in held or held[name].leaf is not tensor]
         for name in gone:  # one that takes its name has another past
             self._before.pop(name, None)
             self._leftover.pop(name, None)
-        self.named = dict(named)
+        self.held = dict(held)
+        self.named = {name: holding.leaf for name, holding in held.items()}
         self._sites = {
-            name: tuple(Site(name, tensor, types[name], tuple(p.shape)) for tensor in ("parameter", "parameter_grad", "update"))
-            for name, p in self.named.items()
+            name: tuple(Site(name, tensor, types[name], p.shape) for tensor in ("parameter", "parameter_grad", "update"))
+            for name, p in self.held.items()
         }
         # Every parameter whose rows may be silent → the bias beside it.
         self._biases = {
@@ -62,8 +69,8 @@ class Parameters:
         return self._sites
 
     def trainable(self, names: Iterable[str]) -> list[str]:
-        """Those of the names whose parameter asks for a gradient now."""
-        return [name for name in names if self.named[name].requires_grad]
+        """Those of the names whose parameter asks for a gradient now, and has elements in this process."""
+        return [name for name in names if (p := self.held[name]).leaf.requires_grad and (not p.sharded or p.numel)]
 
     def read_gradients(self, names: Iterable[str], tape: Tape, divided_by: Tensor | None = None, *, full: bool) -> None:
         """Measures ``.grad`` where there is one: all moments in a full record, else the norm, in one pass.
@@ -74,7 +81,10 @@ class Parameters:
             divided_by: What a loss scaler has divided these gradients by since the last backward pass began, shape ().
             full: Whether the record is a full one.
         """
-        grads = {name: grad for name in names if (grad := self.named[name].grad) is not None}
+        known = list(names)
+        grads = self._grads(known)
+        if partial := {name for name in known if name not in grads and self.held[name].is_partial} - self.partial:
+            self.partial |= partial
         if full:
             for name, grad in grads.items():
                 tape.add(self._sites[name][1], grad)
@@ -114,15 +124,15 @@ class Parameters:
     def note_silent_rows(self, names: Iterable[str]) -> None:
         """Notes which rows of the gradients are exactly zero, clipped or not."""
         for name in names:
-            grad = self.named[name].grad
-            if name not in self._biases or grad is None or not units.observable_rows(grad):
+            grad = self.held[name].grad()
+            if name not in self._biases or not self.held[name].has_rows or grad is None or not units.observable_rows(grad):
                 continue
             awake = units.awake_units(grad, 0)
-            beside = self.named.get(self._biases[name] or "")
-            bias = None if beside is None else beside.grad
+            beside = self.held.get(self._biases[name] or "")
+            bias = None if beside is None else beside.grad()
             if bias is not None and bias.shape == awake.shape:  # a layer behind silent ones has awake units and no input
                 awake = awake | (bias != 0)
-            elif beside is not None and beside.requires_grad and bias is None:
+            elif beside is not None and beside.leaf.requires_grad and bias is None:
                 continue  # an optimizer that steps within the backward pass has used it up, or will get it later
             self._silent.saw(name, awake)
 
@@ -134,13 +144,13 @@ class Parameters:
 
     def norms(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The Euclidean norm of each gradient that there is, shape ()."""
-        grads = {name: g for name in names if (g := self.named[name].grad) is not None and g.layout == torch.strided}
+        grads = {name: grad for name, grad in self._grads(names).items() if grad.layout == torch.strided}
         return dict(zip(grads, foreach_norm(list(grads.values())), strict=True)) if grads else {}
 
     def remember(self, names: Iterable[str]) -> None:
         """Keeps a copy of the weights, until ``read_updates`` compares them."""
         for name in names:
-            self._before.setdefault(name, self.named[name].detach().clone())
+            self._before.setdefault(name, self.held[name].weight().clone())
 
     def read_updates(self, now: Mapping[str, Tensor]) -> None:
         """Measures the remembered weights, which the step computed with, and how far they have moved since, and forgets them.
@@ -151,14 +161,20 @@ class Parameters:
         for name, before in self._before.items():
             weight, _, update = self._sites[name]
             self.tape.add(weight, before)
-            if self._full_records < SYMMETRIC_START and units.observable_rows(before) and "Embedding" not in weight.type:
+            early = self._full_records < SYMMETRIC_START and self.held[name].has_rows
+            if early and units.observable_rows(before) and "Embedding" not in weight.type:
                 self.tape.note(weight, moments.ALIKE, units.alike_share(before))
             # Into the copy, which nobody needs any more: fresh memory costs more than the difference.
-            after = now.get(name)
+            tensor = now.get(name)
+            after = None if tensor is None else self.held[name].weight() if tensor is self.named[name] else local(tensor)
             if after is not None and after.shape == before.shape:
                 self.tape.add(update, torch.sub(after.detach(), before, out=before))
         self._full_records += bool(self._before)
         self._before.clear()
+
+    def _grads(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The gradients that there are, as far as this process holds them."""
+        return {name: grad for name in names if (grad := self.held[name].grad()) is not None}
 
     def forget(self) -> None:
         """Lets go of the copies."""

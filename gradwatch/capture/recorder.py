@@ -7,7 +7,7 @@ next step already runs, so that nothing waits for the device; a loss that is tol
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ from gradwatch.capture.passes import Passes
 from gradwatch.capture.reading import Reading
 from gradwatch.capture.scaling import Scaling
 from gradwatch.capture.selection import Selection, held
+from gradwatch.capture.shards import Holding, same_samples, swaps_parameters
 from gradwatch.capture.transfer import Tape, Transfer
 from gradwatch.capture.unowned import Unowned
 from gradwatch.records import Record
@@ -110,7 +111,7 @@ class Recorder:
         budget: Budget | None = None,
     ) -> None:
         selection = membership.selection
-        self.step = first_step
+        self.step = self._first_step = first_step
         self.scaling = Scaling(scaler)
         self._membership = membership
         self._optimizers, self._every, self._report = optimizers, every, fail
@@ -118,8 +119,8 @@ class Recorder:
         self.meter = None if budget is None else budget.meter
         self._tape = Tape()
         self._passes = Passes(selection.owned)
-        self._activations = Activations(selection.layers, self._tape, self._passes, fail, self.meter)
-        self._parameters = Parameters(selection.parameters, selection.types, self._tape)
+        self._activations = Activations(selection.layers, selection.owners, self._tape, self._passes, fail, self.meter)
+        self._parameters = Parameters(selection.holdings, selection.types, self._tape)
         self._reading = Reading(self._parameters, optimizers, self.scaling, self._tape, fail)
         self._activations.gradients.on_backward(self._parameters.read_leftover)
         self._root = None if isinstance(selection.root, torch.jit.ScriptModule) else selection.root  # it takes no hooks
@@ -174,9 +175,9 @@ class Recorder:
         try:
             if (self._full or self._membership.due(self.step)) and self._membership.changed(self.step):
                 selection = self.selection
-                self._activations.adopt(selection.layers)
+                self._activations.adopt(selection.layers, selection.owners)
                 self._fast_path.adopt(selection.root)
-                self._parameters.adopt(selection.parameters, selection.types)
+                self._parameters.adopt(selection.holdings, selection.types)
                 self._reading.adopt()
                 self._passes.know(selection.owned)
                 self._unowned.know([*selection.owned, *(tensor for optimizer in self._optimizers for tensor in held(optimizer))])
@@ -185,14 +186,21 @@ class Recorder:
 
     def _renew_once(self) -> None:
         """Does so when gradients are first read in a step, unless they are those of leaves that may have been replaced."""
-        if not self._reading.begun and (self._optimizers or self._membership.lazy):
+        if not self._reading.begun and (self._optimizers or self._membership.lazy or self._is_exchanged()):
             self._renew()
 
+    def _is_exchanged(self) -> bool:
+        """Whether sharding may have put other parameters into the model since the watch was made: those known got no gradient."""
+        known = self._parameters.named.values()
+        return self.step == self._first_step and self.selection.root is not None and any(tensor.grad is None for tensor in known)
+
     def _enter(self, _module: nn.Module, _args: Any) -> None:
+        self._activations.come_last()
         self._unowned.enter()
 
-    def _look(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if torch.is_grad_enabled() and not in_transform():
+    def _look(self, module: nn.Module, _args: Any, output: Any) -> None:
+        if torch.is_grad_enabled() and not in_transform() and not swaps_parameters(module):
+            self._unowned.know(module.parameters())  # they may have been exchanged since the watch was made
             self._unowned.look(output)
 
     # -------------------------------------------------------------- the step in progress
@@ -285,7 +293,7 @@ class Recorder:
             except Exception as error:  # noqa: BLE001  # where one of them fails, the step ends all the same
                 self.fail(error)
         self._parameters.forget()
-        read, members = self._reading, Members(self._activations.order, self._parameters.known)
+        read, members = self._reading, Members(self._activations.order, self._parameters.known, self._parameters.partial)
         about = members, read.trainable(), read.graded, self._full, skipped
         self._sealed = _Sealed(self.step, *about, self._tape.take(), now(), read.scaled)
         self._cadence.stepped(read.stepping, self.step)
@@ -293,11 +301,25 @@ class Recorder:
         self._reading.end()
         self.open()
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing about the sealed step can change any more: its measurements are here, and so is its loss."""
+        if self._sealed is None or not self._sealed.measured.arrived:
+            return False
+        follows = self._loss_follows
+        return follows is False or (follows is None and bool(self._sealed.measured.scalars("criterion")))
+
+    def placement(self) -> tuple[Mapping[str, Holding], tuple[int, ...]]:
+        """What this process holds of each parameter, by its name, and which ranks compute its samples together with it."""
+        root = self.selection.root
+        return self._parameters.held, () if root is None else same_samples(root)
+
     def finish(self) -> Record | None:
         """Makes the sealed step final, and waits for its measurements if need be; None where no step is sealed."""
         sealed, self._sealed = self._sealed, None
         return None if sealed is None else sealed.record(self._layout)
 
     def unseen(self) -> dict[str, str]:
-        """Layers of which no record holds an activation → why, as far as that can be known."""
-        return self._layout.unseen(self._activations)
+        """Layers without a recorded activation, and gradients that cannot be measured → why, as far as that can be known."""
+        partial = {f"gradient of {name}": "each process holds a part of its sum" for name in sorted(self._parameters.partial)}
+        return self._layout.unseen(self._activations) | partial

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -14,6 +15,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradwatch import names
+from gradwatch.capture import shards
+from gradwatch.capture.shards import Holding
 from gradwatch.errors import InvalidSetting, NothingToWatch
 
 CARRIED = ("torch.nn.modules.loss", "torchmetrics.", "torch.ao.quantization.observer", "torch.ao.quantization.fake_quantize")
@@ -26,17 +29,24 @@ class Selection:
 
     Attributes:
         layers: Canonical name → module whose output is observed.
-        parameters: Canonical full name → leaf tensor.
-        types: The names of ``parameters`` → class name of the module that owns it.
+        holdings: Canonical full name → what this process holds of the parameter.
+        types: The same names → class name of the module that owns it.
+        owners: The layers that have parameters, selected or not.
         root: The model itself; None where it is a mapping.
         owned: All of the model's parameters, selected or not.
     """
 
     layers: Mapping[str, nn.Module]
-    parameters: Mapping[str, Tensor]
+    holdings: Mapping[str, Holding]
     types: Mapping[str, str]
+    owners: frozenset[str]
     root: nn.Module | None
     owned: tuple[Tensor, ...]
+
+    @cached_property
+    def parameters(self) -> dict[str, Tensor]:
+        """Canonical full name → leaf tensor; of several names that share a flat parameter each has all of it."""
+        return {name: holding.leaf for name, holding in self.holdings.items()}
 
     @property
     def ids(self) -> set[int]:
@@ -80,35 +90,35 @@ def pick(model: nn.Module | Mapping[str, Tensor], include: Sequence[str], exclud
     Raises:
         NothingToWatch: A mapping holds something that is no leaf tensor.
     """
-    layers, parameters = _parts(model, include)
-    selected = {
-        name: tensor for name, tensor in parameters.items() if names.selects(name, include, exclude) and not is_lazy(tensor)
-    }
+    layers, holdings = _parts(model, include)
+    selected = {name: held for name, held in holdings.items() if names.selects(name, include, exclude) and not is_lazy(held.leaf)}
+    owners = frozenset(map(names.owner, holdings))
     if isinstance(model, Mapping):
-        return Selection({}, selected, dict.fromkeys(selected, "Tensor"), None, tuple(model.values()))
-    owners = dict(names.named_modules(model))
-    types = {name: kind_of(owners[names.owner(name)]) if names.owner(name) in owners else "" for name in selected}
-    return Selection(_picks(layers, include, exclude), selected, types, model, tuple(model.parameters()))
+        return Selection({}, selected, dict.fromkeys(selected, "Tensor"), owners, None, tuple(model.values()))
+    modules = dict(names.named_modules(model))
+    types = {name: kind_of(modules[names.owner(name)]) if names.owner(name) in modules else "" for name in selected}
+    return Selection(_picks(layers, include, exclude), selected, types, owners, model, tuple(model.parameters()))
 
 
-def _parts(model: nn.Module | Mapping[str, Tensor], include: Sequence[str]) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
+def _parts(model: nn.Module | Mapping[str, Tensor], include: Sequence[str]) -> tuple[dict[str, nn.Module], dict[str, Holding]]:
     """Every layer and every parameter, by name."""
     if isinstance(model, Mapping):
         parameters = dict(model)
         _require_leaves(parameters)
-        return {}, parameters
+        return {}, {name: shards.holding(leaf) for name, leaf in parameters.items()}
     inner = f".{names.PARAMETRIZED}."  # what computes a weight is no layer: its output is a weight, and no activation
     layers = {
         name: module
         for name, module in names.named_modules(model)
         if (_computes(module) and inner not in f".{name}.") or name in include
     }
-    return layers, dict(names.named_parameters(model))
+    return layers, shards.holdings(model)
 
 
 def kind_of(module: nn.Module) -> str:
     """The class name of a module; of a lazy one the name that it will have once its shapes are known."""
-    return (getattr(module, "cls_to_become", None) or type(module)).__name__
+    become = getattr(module, "cls_to_become", None)
+    return names.type_of(module) if become is None else str(become.__name__)
 
 
 def listed(optimizer: Optimizer | Iterable[Optimizer] | Mapping[str, Optimizer] | None) -> list[Optimizer]:
@@ -151,7 +161,8 @@ def held(optimizer: Optimizer) -> list[Tensor]:
 def _computes(module: nn.Module) -> bool:
     if not _callable(module) or any(base.__module__.startswith(CARRIED) for base in type(module).__mro__):
         return False
-    if names.PARAMETRIZED in dict(module.named_children()) or next(module.parameters(recurse=False), None) is not None:
+    own = (parameter for parameter in module.parameters(recurse=False) if not shards.is_flat(parameter))
+    if names.PARAMETRIZED in dict(module.named_children()) or next(own, None) is not None:
         return True  # it has weights, as they are or computed from others
     return not any(_callable(other) for other in module.modules() if other is not module)
 

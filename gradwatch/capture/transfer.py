@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradwatch import moments
+from gradwatch.capture.shards import local
 from gradwatch.moments import Array, Copied, Parts, Pieces
 from gradwatch.records import Site, TensorName
 
@@ -45,8 +46,11 @@ class Tape:
         return bool(self._measured or self._norms or self._folded)
 
     def add(self, site: Site, tensor: Tensor, *, zeros: bool = False) -> None:
-        """Measures a tensor for a site. Several tensors of a site are merged."""
-        count, pieces = moments.measure(tensor, zeros=zeros, later=True)
+        """Measures a tensor for a site, or the shard of it that this process holds. Several tensors of a site are merged."""
+        values = local(tensor)
+        if values is None:
+            return
+        count, pieces = moments.measure(values, zeros=zeros, later=True)
         measured = self._measured[pieces[0].device]
         measured.append((site, count, pieces))
         if len(measured) >= MAX_ROWS:
@@ -146,6 +150,11 @@ class Transfer:
     def _cuda_devices(tape: Tape) -> set[torch.device]:
         tensors = [norms for *_, norms in tape._norms] + [value for values in tape._scalars.values() for value in values]
         return {device for device in (*tape._measured, *(tensor.device for tensor in tensors)) if device.type == "cuda"}
+
+    @property
+    def arrived(self) -> bool:
+        """Whether everything was on the host from the start."""
+        return not self._events
 
     def rows(self) -> tuple[list[Site], Array]:
         """Waits for the data where they are still on their way, and turns them into rows, one for each call of a site.

@@ -83,7 +83,7 @@ class NonFinite(Judgement):
         if not history.trends.broken:
             return
         record = history[-1]
-        layer, where, elements = _origin(history)
+        layer, where, elements, rank = _origin(history)
         seen = f"{elements:.0f} elements of its" if np.isfinite(elements) else "its"
         thing = {"activation": f"{seen} output", "loss": "the loss", "gradient": f"{seen} gradient", "weight": f"{seen} values"}
         if record.full:
@@ -96,8 +96,9 @@ class NonFinite(Judgement):
             record.step,
             record.step,
             "critical",
-            {"elements": elements, "loss": float("nan") if record.loss is None else record.loss},
-            f"{thing[where]} became NaN or infinite at step {record.step}; {known}",
+            {"elements": elements, "loss": float("nan") if record.loss is None else record.loss}
+            | ({} if rank is None else {"rank": rank}),
+            f"{thing[where]} became NaN or infinite at step {record.step}{'' if rank is None else f' on rank {rank}'}; {known}",
             ADVICE[where] if record.full else UNSAMPLED + ADVICE[where],
         )
 
@@ -165,7 +166,7 @@ class Overflow(Judgement):
             why = f"in each of {trends.idle} backward passes so far"
         else:
             return
-        layer, where, elements = _origin(history)
+        layer, where, elements, _ = _origin(history)
         yield Finding(
             "non_finite",
             layer,
@@ -178,8 +179,11 @@ class Overflow(Judgement):
         )
 
 
-def _origin(history: History) -> tuple[str, str, float]:
-    """The layer where it began, what of it (a key of ``ADVICE``), and how many of its elements are not finite."""
+def _origin(history: History) -> tuple[str, str, float, int | None]:
+    """The layer where it began, what of it (a key of ``ADVICE``), how many of its elements are not finite, and the first such rank.
+
+    The rank is None where one process recorded alone, or where all of them hold the same.
+    """
     record, trends = history[-1], history.trends
     counts = record.rows[:, moments.NONFINITE]
     bad = (record.rows[:, moments.COUNT] > 0) & (~np.isfinite(record.rows[:, moments.RMS]) | (counts > 0))
@@ -189,19 +193,23 @@ def _origin(history: History) -> tuple[str, str, float]:
     at = {index: site.tensor for index, site in enumerate(record.sites) if bad[index]}
 
     def first(*tensors: str, last: bool = False) -> int | None:
-        found = [index for index, tensor in at.items() if tensor in tensors]
-        return (found[-1] if last else found[0]) if found else None
+        of_them = [index for index, tensor in at.items() if tensor in tensors]
+        return (of_them[-1] if last else of_them[0]) if of_them else None
+
+    def found(index: int, layer: str, where: str) -> tuple[str, str, float, int | None]:
+        rank = -1 if record.ranks is None else int(record.ranks[index])
+        return layer, where, float(counts[index]), None if rank < 0 else rank
 
     index = first("activation")
     if index is not None:
-        return record.sites[index].layer, "activation", float(counts[index])
+        return found(index, record.sites[index].layer, "activation")
     if record.loss is not None and not np.isfinite(record.loss):
-        return "loss", "loss", 1.0
+        return "loss", "loss", 1.0, None
     index = first("activation_grad", "input_grad", "parameter_grad", last=True)
     if index is not None:
         site = record.sites[index]
         layer = names.owner(site.layer) if site.tensor == "parameter_grad" else site.layer
-        return layer, "gradient", float(counts[index])
+        return found(index, layer, "gradient")
     index = first("parameter", "update")
     assert index is not None, "a broken record has a bad site or a bad loss"
-    return names.owner(record.sites[index].layer), "weight", float(counts[index])
+    return found(index, names.owner(record.sites[index].layer), "weight")

@@ -84,7 +84,7 @@ def export(history: History, path: str | os.PathLike[str]) -> None:
 def _frame(record: Record) -> pd.DataFrame:
     history = History()
     history.append(record)
-    frame = history.to_pandas()
+    frame: pd.DataFrame = history.to_pandas()[list(COLUMNS)]
     frame["layer"] = [printable(layer) for layer in frame["layer"]]
     return frame
 

@@ -1,0 +1,1 @@
+"""Programs that several processes run together, and what starts them."""
