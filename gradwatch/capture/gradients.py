@@ -183,7 +183,7 @@ class Gradients:
             part = local(part)
         if part is not None:
             part = part.detach()
-            if shape is not None and shape.numel() == part.numel():  # a shard has a shape of its own
+            if shape is not None and not part.is_nested and shape.numel() == part.numel():  # a shard has a shape of its own
                 part = part.reshape(shape)
         self._arrived(site, outer, also, parts.add(graph_task(), part))
         if parts:
