@@ -19,7 +19,7 @@ from gradwatch.capture.budget import Meter
 from gradwatch.capture.engine import graph_task, is_batched
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.passes import Kind, Passes
-from gradwatch.capture.shards import local
+from gradwatch.capture.shards import is_distributed, local
 from gradwatch.capture.structure import unique_tensors
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
@@ -180,11 +180,10 @@ class Gradients:
         if part is not None:
             if is_batched(part):
                 return
-            part = local(part)
+            if is_distributed(part):
+                part, shape = local(part), None  # a shard has a shape of its own
         if part is not None:
-            part = part.detach()
-            if shape is not None and not part.is_nested and shape.numel() == part.numel():  # a shard has a shape of its own
-                part = part.reshape(shape)
+            part = part.detach() if shape is None else part.detach().reshape(shape)
         self._arrived(site, outer, also, parts.add(graph_task(), part))
         if parts:
             self._unfinished[parts] = site
