@@ -35,7 +35,7 @@ def check_settings(every: int, loss_fn: object, on_finding: object, scaler: Any 
         raise InvalidSetting(
             f"loss_fn is a {type(loss_fn).__name__}, whose output cannot be observed; give an nn.Module, or tell watch.loss(value)"
         )
-    if scaler is not None and not (hasattr(scaler, "step") and hasattr(scaler, "is_enabled")):
+    if scaler is not None and not (hasattr(scaler, "step") and hasattr(scaler, "is_enabled") and hasattr(scaler, "__dict__")):
         raise InvalidSetting(f"scaler is a {type(scaler).__name__}; give the torch.amp.GradScaler that scales the loss")
     if not callable(on_finding) and on_finding not in ("log", "warn", "raise"):
         raise InvalidSetting(f"on_finding={on_finding!r}; give 'log', 'warn', 'raise' or a function of the finding")

@@ -152,11 +152,10 @@ class Watch:
         try:
             if loss_fn is not None:
                 self._attached.callback(loss_fn.register_forward_hook(Hook(self._recorder, Recorder.criterion)).remove)
-            around = (lambda function: function) if self._budget is None else self._budget.meter.around
-            before = around(self._before_step) if reads_gradients else None
-            self._attached.enter_context(on_step(self._optimizers, before, around(self._after_step)))
+            before = self._before_step if reads_gradients else None
+            self._attached.enter_context(on_step(self._optimizers, before, self._after_step))
             if scaler is not None and reads_gradients:
-                self._attached.enter_context(self._recorder.scaling.observe(around(self._after_skip)))
+                self._attached.enter_context(self._recorder.scaling.observe(self._after_skip))
             self._recorder.open()
         except BaseException:
             self._attached.close()  # a watch that could not be made leaves nothing behind
@@ -274,7 +273,7 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
-            self._processes.leave()  # what ended the training here keeps the others from reaching this record
+            self.leave()  # what ended the training here keeps the others from reaching this record
         try:
             self.close()
         except Exception as news:
@@ -285,7 +284,7 @@ class Watch:
     def __del__(self) -> None:
         # What it watched is gone and took it along; the last record is still under way.
         with contextlib.suppress(Exception):
-            self._processes.leave()  # nobody knows when the others get here
+            self.leave()  # nobody knows when the others get here
             self.close()
 
     # -------------------------------------------------------------- for front ends
@@ -299,6 +298,10 @@ class Watch:
     def closed(self) -> bool:
         """Whether ``close()`` was called."""
         return self._closed
+
+    def leave(self) -> None:
+        """Lets other processes go on without this one; what it sees from here on is its own."""
+        self._processes.leave()
 
     def pause(self) -> None:
         """Takes the hooks off the model while it is validated in the middle of its training."""
@@ -383,6 +386,9 @@ class Watch:
         record = self._processes.receive()
         if record is None:
             return
+        if self._writers and self._processes.together and not self._processes.speaks:
+            self._write("close")  # the process group is younger than the watch
+            self._writers.clear()
         self.history.append(record)
         with self._guard():
             news = self._ledger.update(self.history)

@@ -122,3 +122,17 @@ def test_a_closed_or_broken_watch_still_tells_what_it_chose(clock):
 
     watch, *_ = train(clock, 30, budget=0.05, detectors=[broken])
     assert watch.report().splitlines()[-1].startswith("budget=0.05: a full record every 10 steps")
+
+
+def test_a_budget_goes_together_with_a_scaler():
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    with gradwatch.watch(model, optimizer, scaler=scaler, budget=0.5) as watch:
+        for _ in range(2):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.full((1, 2), 1e3)).square().sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert [record.skipped for record in watch.history] == [True, True]
+    assert "step" not in vars(scaler)

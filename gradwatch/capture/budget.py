@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import wraps
 from time import perf_counter
-from typing import Any
 
 from torch import distributed
 
@@ -63,19 +61,6 @@ class Meter:
         self._depth -= 1
         if not self._depth:
             self._spent += self.clock() - self._began
-
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function whose calls count as work."""
-
-        @wraps(function)
-        def metered(*args: Any) -> Any:
-            self.begin()
-            try:
-                return function(*args)
-            finally:
-                self.end()
-
-        return metered
 
 
 class Usual:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import sys
 import weakref
 from typing import Protocol
 
@@ -20,6 +21,9 @@ class Observer(Protocol):
     @property
     def ids(self) -> set[int]:
         """``id`` of every module and parameter that is observed."""
+
+    def leave(self) -> None:
+        """Lets other processes go on without this one."""
 
     def close(self) -> None:
         """Ends the observation."""
@@ -61,6 +65,8 @@ def release(observer: Observer) -> None:
 def _close_all() -> None:
     for observer in list(_open):
         try:
+            if getattr(sys, "last_value", None) is not None:
+                observer.leave()  # what ended the program here keeps the others from reaching its last record
             observer.close()
         except Exception as news:  # noqa: BLE001  # there is no training left that it could reach
             log.warning("%s", news)

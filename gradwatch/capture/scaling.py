@@ -46,11 +46,11 @@ class Scaling:
         Returns:
             Ends it when it is closed.
         """
+        observer = weakref.WeakMethod(skipped)
         step = vars(self._scaler).get("step")
         if not isinstance(step, _Step):
             self._scaler.step = step = _Step(self._scaler, step)
         self._step = step
-        observer = weakref.WeakMethod(skipped)
         step.observers.append(observer)
         stack = contextlib.ExitStack()
         stack.callback(step.leave, observer)
@@ -91,7 +91,7 @@ class Scaling:
 
 
 class _Step:
-    """Stands in the place of a scaler's method ``step``. In a copy or a pickle of the scaler stands that method itself.
+    """Stands in the place of a scaler's method ``step``. In a deep copy or a pickle of the scaler stands that method itself.
 
     Args:
         scaler: Held weakly.
@@ -134,7 +134,8 @@ class _Step:
                 scaler.step = self._before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
-        twin = memo[id(self._scaler())]
+        scaler: Any = self._scaler()
+        twin = memo.get(id(scaler), scaler)
         return MethodType(type(twin).step, twin)
 
     def __reduce__(self) -> tuple[Any, ...]:

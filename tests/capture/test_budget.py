@@ -8,6 +8,7 @@ import torch
 
 from gradwatch.capture.budget import LEARNING, LOAN, WIDEST, Budget, Meter
 from gradwatch.capture.cadence import Cadence
+from gradwatch.capture.guard import Guard
 
 
 class Clock:
@@ -200,20 +201,14 @@ def test_an_optimizer_that_hardly_ever_steps_is_sampled_too():
 def test_a_meter_counts_work_inside_of_work_once_and_also_where_it_fails():
     clock = Clock()
     meter = Meter(clock)
-
-    def work(seconds):
-        clock.now += seconds
-        meter.begin()
-        clock.now += 1
-        meter.end()
-        if seconds > 2:
-            raise ValueError(seconds)
-
-    meter.around(work)(2)
-    with pytest.raises(ValueError, match="3"):
-        meter.around(work)(3)
+    guard = Guard(meter)
+    with guard():
+        clock.now += 2
+        with guard():
+            clock.now += 1
+            raise ValueError("a mistake")
     clock.now += 50
-    assert meter.spent == 2 + 1 + 3 + 1
+    assert meter.spent == 2 + 1
     meter.begin()
     clock.now += 1
-    assert meter.spent == 8
+    assert meter.spent == 4
