@@ -261,6 +261,30 @@ def norm_rows(counts: Sequence[int], norms: npt.NDArray[np.float64]) -> Array:
     return _narrow(wide)
 
 
+SUMS = 8
+"""What ``sum_rows`` takes of a tensor: calls, elements, sum, sum of squares, min, max, zeros, nonfinite."""
+
+
+def sum_rows(sums: npt.NDArray[np.float64]) -> Array:
+    """Rows of tensors of which only sums were taken, over one call or several.
+
+    Args:
+        sums: (tensors, SUMS). The least and the greatest element count where there was one call: those of several were added up.
+
+    Returns:
+        (tensors, len(COLUMNS)), float32.
+    """
+    calls, count, total, square, low, high, zeros, nonfinite = sums.astype(np.float64).T
+    once = calls == 1
+    with np.errstate(all="ignore"):
+        mean, rms = total / count, np.sqrt(square / count)
+    wide = np.full((len(sums), len(COLUMNS)), np.nan)
+    wide[:, : NONFINITE + 1] = np.stack(
+        [count, calls, mean, rms, np.where(once, low, np.nan), np.where(once, high, np.nan), zeros, nonfinite], axis=1
+    )
+    return _narrow(wide)
+
+
 EMPTY = np.array([0, 0] + [np.nan] * (len(COLUMNS) - 2), np.float32)
 """The row of no tensor at all, and what ``merge`` leaves unchanged."""
 

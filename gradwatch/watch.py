@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwatch.capture import claims
+from gradwatch.capture import claims, probes
 from gradwatch.capture.boundary import on_step
 from gradwatch.capture.budget import Budget
 from gradwatch.capture.guard import Guard, Turns
@@ -151,7 +151,8 @@ class Watch:
         self._attached.callback(self._recorder.close)
         try:
             if loss_fn is not None:
-                self._attached.callback(loss_fn.register_forward_hook(Hook(self._recorder, Recorder.criterion)).remove)
+                hook = Hook(self._recorder, Recorder.criterion, traced=probes.Criterion(self._recorder.sinks))
+                self._attached.callback(loss_fn.register_forward_hook(hook).remove)
             before = self._before_step if reads_gradients else None
             self._attached.enter_context(on_step(self._optimizers, before, self._after_step))
             if scaler is not None and reads_gradients:
@@ -200,11 +201,14 @@ class Watch:
             value: A scalar tensor, or a number.
 
         Returns:
-            The value itself.
+            The value itself; in a function that ``torch.compile`` compiles, an equal tensor, which backward has to go through:
+            ``loss = watch.loss(loss)``.
 
         Raises:
             WatchClosed: After ``close()``.
         """
+        if torch.compiler.is_compiling():
+            return probes.tell(self._recorder.sinks, value)
         self._refuse_closed("loss")
         with self._guard():
             self._recorder.loss(value)
@@ -218,18 +222,19 @@ class Watch:
             tensor: Floating or complex, of any shape.
 
         Returns:
-            The tensor itself.
+            The tensor itself; in a function that ``torch.compile`` compiles, an equal one, which has to be used in its place.
 
         Raises:
             InvalidSetting: The name is that of one of the model's layers.
             WatchClosed: After ``close()``.
         """
+        if torch.compiler.is_compiling():
+            return probes.tap(self._recorder.sinks, name, tensor)
         self._refuse_closed("tap")
         if name in self._recorder.selection.layers:
             raise InvalidSetting(f"tap({name!r}): the model has a layer of this name, which is observed already; give another name")
-        if not torch.compiler.is_compiling():
-            with self._guard():
-                self._recorder.tap(name, tensor)
+        with self._guard():
+            self._recorder.tap(name, tensor)
         return tensor
 
     def before_clip(self) -> None:

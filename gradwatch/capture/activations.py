@@ -4,12 +4,12 @@ A forward hook measures what a layer returns and hooks the returned tensor, whos
 of the input is wanted too (dL/dz of an activation: this module's branch only), it hooks what reads the input in the graph. Full
 backward hooks are not used: they break in-place operations and miss outputs in dicts and dataclasses.
 
-The hooks are attached while a record samples activations and removed with it.
+The hooks are attached while a record samples activations and removed with it, but for those that a compiler has traced: see
+``compiled``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -17,16 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.utils.hooks import RemovableHandle
 
 from gradwatch import moments
 from gradwatch.capture import units
 from gradwatch.capture.branches import Inputs
 from gradwatch.capture.budget import Meter
+from gradwatch.capture.compiled import Sinks
 from gradwatch.capture.elementwise import is_elementwise
 from gradwatch.capture.engine import in_transform, recompute_kind
 from gradwatch.capture.gradients import Gradients
 from gradwatch.capture.hooks import Hook
+from gradwatch.capture.late import LATE, Late
+from gradwatch.capture.order import with_compiled
 from gradwatch.capture.passes import Passes
+from gradwatch.capture.probes import FLAT, After, Before
 from gradwatch.capture.selection import kind_of
 from gradwatch.capture.shards import local
 from gradwatch.capture.structure import unique_tensors
@@ -63,6 +68,10 @@ class Activations:
         order: Layer → its type, in the order in which forward first reached them. It is replaced as it grows, and never changed.
         barren: Layers that returned nothing to measure when they were last called.
         gradients: Where their gradients arrive.
+        reached: Layers of which a call was seen.
+        failed: Whether a hook has failed, so that a layer that seems not to be called may well have been.
+        sinks: Where compiled graphs deliver.
+        late: Layers that were compiled too early to be seen.
     """
 
     def __init__(
@@ -80,9 +89,11 @@ class Activations:
         self._tape = tape
         self._report = fail
         self.meter = meter
-        self._attached = contextlib.ExitStack()
-        self._hooked = False
-        self._last: list[tuple[nn.Module, int]] = []
+        self.reached: set[str] = set()
+        self.failed = False
+        self.sinks = Sinks(self)
+        self.late = Late()
+        self._hooks: dict[str, _Hooks] = {}
         self._inputs: dict[tuple[int, int], Inputs] = {}
         self._silent = units.SilentUnits()
         self._sites: dict[str, Site] = {}
@@ -100,70 +111,104 @@ class Activations:
         self._furthest = -1
         self.layers = dict(layers)
         self._containers = {name for name, module in self.layers.items() if next(module.children(), None) is not None}
-        if self._hooked:
-            self.detach()
+        attached = any(self._hooks.values())
+        self.detach()
+        self._hooks = {
+            name: self._hooks_of(name, module)
+            for name, module in self.layers.items()
+            if not isinstance(module, torch.jit.ScriptModule)  # it takes none, and stays among the layers that were not observed
+        }
+        self.sinks.follow(self.layers)
+        if attached:
             self.attach()
+
+    def _hooks_of(self, name: str, module: nn.Module) -> _Hooks:
+        """The hooks of a layer, the same as long as it is: compiled code knows them."""
+        kind, active = kind_of(module), name not in self._owners and is_activation(module)
+        what = module, kind, active, name in self._containers
+        if name in self._hooks and self._hooks[name].what == what:
+            return self._hooks[name]
+        hooks = _Hooks(what)
+        site, grad_site, input_site = (Site(name, tensor, kind) for tensor in ("activation", "activation_grad", "input_grad"))
+        if active:
+            before = Hook(self, Activations._before, traced=Before(self.sinks, self.sinks.outlet(name, None, input_site)))
+            hooks.add(before, module.register_forward_pre_hook, with_kwargs=True)
+        elif name in self._containers:
+            # Its own parameters (a class token, a position table, a gate) are used from its beginning on, not at its end.
+            hooks.add(Hook(self, Activations._enter, site), module.register_forward_pre_hook)
+        outlet = self.sinks.outlet(name, site, grad_site, input_site if type(module) in FLAT else None)
+        traced = After(self.sinks, outlet, module, kind, zeros=active)
+        after = Hook(self, Activations._after, site, grad_site, input_site if active else None, traced=traced)
+        hooks.add(after, module.register_forward_hook, with_kwargs=True)
+        return hooks
 
     def fail(self, error: Exception) -> None:
         """Takes an exception of one of the hooks."""
+        self.failed = True
         self._report(error)
 
-    def open(self) -> None:
-        """Attaches the hooks; does nothing while they are attached."""
-        if self.gradients.listening:
-            return
-        self.gradients.listening = True
-        self.attach()
+    def open(self, *, sampling: bool) -> None:
+        """Gets ready for a record.
+
+        Args:
+            sampling: Whether the record samples activations. Else nothing is measured, and hooks stay only on what may be compiled.
+        """
+        if not sampling and self._known:
+            self.pause()
+        else:
+            self.gradients.listening = self.sinks.sampling = sampling
+            self.sinks.follow(self.layers)
+            self.attach()
+
+    @property
+    def _known(self) -> bool:
+        """Whether a forward has come by, so that it is known what is compiled: until then hooks wait on every layer."""
+        return bool(self.reached) or self.sinks.traced
 
     def attach(self) -> None:
-        """Puts the hooks on the modules, where they are listened to and not there already."""
-        if self._hooked or not self.gradients.listening:
-            return
-        self._hooked = True
-        for name, module in self.layers.items():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # it takes no hooks, and stays among the layers that were not observed
-            kind, active = kind_of(module), name not in self._owners and is_activation(module)
-            site, grad_site = Site(name, "activation", kind), Site(name, "activation_grad", kind)
-            input_site = Site(name, "input_grad", kind) if active else None
-            if active:
-                before = Hook(self, Activations._before)
-                self._attached.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            elif name in self._containers:
-                # Its own parameters (a class token, a position table, a gate) are used from its beginning on, not at its end.
-                enter = Hook(self, Activations._enter, site)
-                self._attached.callback(module.register_forward_pre_hook(enter).remove)
-            after = Hook(self, Activations._after, site, grad_site, input_site)
-            handle = module.register_forward_hook(after, with_kwargs=True)
-            self._attached.callback(handle.remove)
-            self._last.append((module, handle.id))
+        """Puts the hooks on the modules, where they are waited for and not there already."""
+        if self.gradients.listening or not self._known:
+            for hooks in self._hooks.values():
+                hooks.attach()
 
     def detach(self) -> None:
         """Takes the hooks off the modules; the gradients of what they have seen are still measured."""
-        self._hooked = False
-        self._last.clear()
-        self._attached.close()
+        for hooks in self._hooks.values():
+            hooks.detach()
 
     def come_last(self) -> None:
-        """Attaches the hooks anew where a module has got others since: what it returns is what its last hook leaves.
+        """Attaches hooks anew where a module has got others since: what it returns is what its last hook leaves.
 
         Tensor parallelism turns outputs into local ones by a hook.
         """
-        if any(next(reversed(module._forward_hooks), None) != hook for module, hook in self._last):
-            self.detach()
-            self.attach()
+        for hooks in self._hooks.values():
+            if not hooks.last:
+                hooks.detach()
+                hooks.attach()
 
-    def close(self) -> None:
-        """Removes everything that ``open`` attached."""
-        self.gradients.listening = False
-        self.detach()
+    def pause(self) -> None:
+        """Measures nothing until ``open``, and takes the hooks off what is not compiled.
+
+        Code that was compiled with a hook has to find it there: it is made anew without it, and then never misses it again.
+        """
+        self.gradients.listening = self.sinks.sampling = False
+        for name, hooks in self._hooks.items():
+            if self._known and (not self.sinks.traced or name in self.reached - self.sinks.inside):
+                hooks.detach()
         self.gradients.release()
         self._inputs.clear()
+
+    def close(self) -> None:
+        """Removes everything that was attached."""
+        self.pause()
+        self.detach()
+        self.sinks.close()
 
     def end_record(self) -> None:
         """Notes what only a whole record shows, and gets ready for the next one."""
         for layer, dead in self._silent.close():
             self._tape.note(self._sites[layer], moments.DEAD, dead)
+        self.sinks.deliver(self._tape)
         self.gradients.end_record()
         self._inputs.clear()
         self._furthest = -1
@@ -186,6 +231,7 @@ class Activations:
         Those are all since the last backward pass, and not the very last alone: it may be one that is called again and again, as
         the one ReLU of a residual block is.
         """
+        self.reached.add(site.layer)
         passes = len(self._tape.graph_tasks)
         if passes != self._passes:
             self._passes, self._furthest = passes, -1
@@ -202,6 +248,18 @@ class Activations:
     def _order(self, layers: Iterable[tuple[str, str]]) -> None:
         self.order = dict(layers)
         self._places = {layer: place for place, layer in enumerate(self.order)}
+
+    def unobserved(self, layer: str) -> str:
+        """Why a compiler's work hides a layer; empty: it does not, or nobody knows."""
+        if layer in self.late.layers:
+            return LATE
+        return self.sinks.reasons.get(kind_of(self.layers[layer]), "") if self.sinks.traced else ""
+
+    def put_compiled(self, numbers: Mapping[Site, float]) -> Mapping[str, str]:
+        """Puts layers of compiled graphs into the order, see ``with_compiled``, and returns it."""
+        if any(site.layer not in self.order for site in numbers):
+            self._order(with_compiled(self.order, self.layers, numbers).items())
+        return self.order
 
     def _enter(self, site: Site, _module: nn.Module, _args: Any) -> None:
         self._reach(site)
@@ -253,6 +311,44 @@ class Activations:
             self._tape.add(site, tensor, zeros=zeros)
             if tensor.requires_grad:
                 self.gradients.arm(tensor, grad_site, given, None if passage is None else passage.enter)
+
+
+class _Hooks:
+    """The hooks of one layer, which come and go.
+
+    Args:
+        what: What they were made for.
+    """
+
+    __slots__ = ("_handles", "_places", "what")
+
+    def __init__(self, what: tuple[object, ...]) -> None:
+        self.what = what
+        self._places: list[tuple[Hook, Callable[..., RemovableHandle], dict[str, bool]]] = []
+        self._handles: list[RemovableHandle] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._handles)
+
+    def add(self, hook: Hook, register: Callable[..., RemovableHandle], **settings: bool) -> None:
+        """Takes a hook, and the method of the module that attaches it."""
+        self._places.append((hook, register, settings))
+
+    def attach(self) -> None:
+        """Attaches them, where they are not."""
+        self._handles = self._handles or [register(hook, **settings) for hook, register, settings in self._places]
+
+    def detach(self) -> None:
+        """Takes them off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @property
+    def last(self) -> bool:
+        """Whether the last of them, if they are attached, is the last one that is called after the module."""
+        hooks = self._handles[-1].hooks_dict_ref() if self._handles else None
+        return not hooks or next(reversed(hooks)) == self._handles[-1].id
 
 
 class _Passage:

@@ -60,6 +60,12 @@ class Gradients:
         """Calls a function when the first gradient of a backward pass arrives, before any parameter has got one."""
         self._begins = begins
 
+    def await_pass(self, tensors: Iterable[Tensor]) -> None:
+        """Takes note of the backward pass that begins at tensors behind a compiled graph, inside of which no hook tells of it."""
+        for tensor in tensors:
+            if tensor.requires_grad and self.listening:
+                self._hook(tensor, Hook(self, Gradients._note_pass, self._enclosing()))
+
     def arm(self, tensor: Tensor, site: Site, given: Any = None, also: Also | None = None) -> None:
         """Hooks a tensor.
 
@@ -140,14 +146,22 @@ class Gradients:
             # Else an earlier call of this record has hooked it.
             self._leaves.append(tensor.register_hook(hook))  # type: ignore[no-untyped-call]
 
-    def _arrived(self, site: Site, outer: int, also: Also | None, grad: Tensor | None) -> None:
-        if grad is None or not self.listening:  # None: an unused output of an operation with several
-            return
-        if is_batched(grad) or not self._counts(outer):
-            return
+    def _note_pass(self, outer: int, grad: Tensor | None) -> None:
+        if grad is not None:
+            self._is_observed(outer, grad)
+
+    def _is_observed(self, outer: int, grad: Tensor) -> bool:
+        """Whether what arrives belongs into the record; then the pass that brings it is noted."""
+        if not self.listening or is_batched(grad) or not self._counts(outer):
+            return False
         if graph_task() not in self._tape.graph_tasks and self._begins is not None and self._highest is Kind.ACCUMULATES:
             self._begins()
         self._tape.graph_tasks[graph_task()] = outer
+        return True
+
+    def _arrived(self, site: Site, outer: int, also: Also | None, grad: Tensor | None) -> None:
+        if grad is None or not self._is_observed(outer, grad):  # None: an unused output of an operation with several
+            return
         values = local(grad)
         if values is None:
             return

@@ -29,20 +29,22 @@ class Hook:
         owner: Held weakly.
         call: Called as ``call(owner, *bound, *arguments of the hook)``.
         bound: Arguments known beforehand.
+        traced: What a compiler that traces the model traces in its place, called with the arguments of the hook; None: nothing.
     """
 
-    __slots__ = ("bound", "call", "owner")
+    __slots__ = ("bound", "call", "owner", "traced")
     __torch_unserializable__ = True  # torch.save leaves it out of a tensor that carries it, and need not warn of that
 
-    def __init__(self, owner: Owner, call: Callable[..., Any], *bound: Any) -> None:
+    def __init__(self, owner: Owner, call: Callable[..., Any], *bound: Any, traced: Callable[..., Any] | None = None) -> None:
         self.owner = weakref.ref(owner)
         self.call = call
         self.bound = bound
+        self.traced = traced
 
     def __call__(self, *args: Any) -> Any:
         """Observes, and returns what the owner's function returns; None where there is nobody to observe for."""
         if torch.compiler.is_compiling():  # a compiler that traces the model must not trace its observer
-            return None
+            return None if self.traced is None else self.traced(*args)
         owner = self.owner()
         if owner is None:
             return None
@@ -63,6 +65,13 @@ class Hook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+_eval_frame: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+if hasattr(_eval_frame, "set_code_exec_strategy"):
+    # Around a graph the compiler looks at each function that is called, to compile it too. Hooks that run there are ordinary ones.
+    _skip = _eval_frame._FrameAction.SKIP
+    _eval_frame.set_code_exec_strategy(Hook.__call__.__code__, _eval_frame._FrameExecStrategy(_skip, _skip))
 
 
 _inert = contextlib.nullcontext().__exit__

@@ -101,14 +101,18 @@ class Layout:
     def unseen(self, activations: Activations) -> dict[str, str]:
         """Layers of which no record holds an activation → why, as far as that can be known."""
         seen = {site.layer for site in self._met}
-        return {layer: self._why(layer, activations) for layer in activations.layers if layer not in seen}
+        return {
+            layer: activations.unobserved(layer) or self._why(layer, activations)
+            for layer in activations.layers
+            if layer not in seen
+        }
 
     def _why(self, layer: str, activations: Activations) -> str:
         if isinstance(activations.layers[layer], torch.jit.ScriptModule):
             return "a ScriptModule takes no hooks"
         if layer in activations.barren:
             return "it returned no tensor of floating-point numbers, or only nested ones of the strided layout"
-        if layer in activations.order:
+        if layer in activations.reached:
             return "called only where no graph is built, or none is seen: no_grad, torch.func, a compiled graph"
         if layer in self._trained:
             return "not called through __call__, or only in a compiled graph; its parameters get gradients"

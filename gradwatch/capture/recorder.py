@@ -20,6 +20,7 @@ from gradwatch import moments
 from gradwatch.capture.activations import Activations
 from gradwatch.capture.budget import Budget
 from gradwatch.capture.cadence import Cadence
+from gradwatch.capture.compiled import Sinks
 from gradwatch.capture.engine import computed_at, in_transform, now
 from gradwatch.capture.fast_path import FastPath
 from gradwatch.capture.hooks import Hook
@@ -31,6 +32,7 @@ from gradwatch.capture.reading import Reading
 from gradwatch.capture.scaling import Scaling
 from gradwatch.capture.selection import Selection, held
 from gradwatch.capture.shards import Holding, same_samples, swaps_parameters
+from gradwatch.capture.structure import unique_tensors
 from gradwatch.capture.transfer import Tape, Transfer
 from gradwatch.capture.unowned import Unowned
 from gradwatch.records import Record
@@ -51,7 +53,7 @@ class _Sealed:
     scaled: set[str]  # the parameters whose gradients carried the factor of a loss scaler when they were read
     losses: list[Tensor] = field(default_factory=list)
 
-    def record(self, layout: Layout) -> Record:
+    def record(self, layout: Layout, activations: Activations) -> Record:
         """Waits for the measurements and makes the record."""
         told = self.measured.scalars("told") + [float(loss) for loss in self.losses]
         losses = told or self.measured.scalars("criterion")
@@ -64,6 +66,9 @@ class _Sealed:
                 for site in sites
             ]
             rows[scaled, moments.MEAN : moments.MAX + 1] /= scales[-1]
+        places = self.measured.places()
+        if any(site.layer not in self.members.order for site in places):  # only what has arrived tells the order in a graph
+            self.members = self.members._replace(order=activations.put_compiled(places))
         about = self.members, self.trainable
         ordered, merged = layout.arrange(sites, rows, self.measured.notes(), *about, full=self.full, graded=self.graded)
         return Record(
@@ -142,14 +147,14 @@ class Recorder:
     def open(self) -> None:
         """Gets ready for the step in progress: hooks are on the model only while it samples activations."""
         self._renew()
+        self._activations.open(sampling=self._full)
         if not self._full:
-            self.pause()
+            self._fast_path.close()
+            self._unhook_root()
             return
-        self._activations.open()
         self._fast_path.open()
-        if self._unowned.done:
-            self._root_hooks.close()
-            self._root = None
+        if self._unowned.done and not self.sinks.traced:
+            self._unhook_root()
         elif self._root is not None and not self._looking:
             self._looking = True
             self._root_hooks.callback(self._root.register_forward_pre_hook(Hook(self, Recorder._enter)).remove)
@@ -159,16 +164,22 @@ class Recorder:
 
     def pause(self) -> None:
         """Takes the hooks off the model until ``open`` puts them back."""
-        self._activations.close()
+        self._activations.pause()
         self._fast_path.close()
-        self._root_hooks.close()
-        self._looking = False
+        self._unhook_root()
 
     def close(self) -> None:
         """Takes the hooks off and lets go of all copies of weights. What was sealed can still be finished."""
-        self.pause()
+        self._activations.close()
+        self._fast_path.close()
+        self._root_hooks.close()
         self._parameters.forget()
         self._reading.close()
+
+    def _unhook_root(self) -> None:
+        if not self.sinks.traced:  # else compiled code may know them
+            self._root_hooks.close()
+            self._looking = False
 
     def _renew(self) -> None:
         """Takes up what has joined the model, and lets go of what has left it."""
@@ -202,6 +213,8 @@ class Recorder:
         if torch.is_grad_enabled() and not in_transform() and not swaps_parameters(module):
             self._unowned.know(module.parameters())  # they may have been exchanged since the watch was made
             self._unowned.look(output)
+            if self.sinks.traced:
+                self._activations.gradients.await_pass(unique_tensors(output))
 
     # -------------------------------------------------------------- the step in progress
 
@@ -211,6 +224,11 @@ class Recorder:
         return self._membership.selection
 
     @property
+    def sinks(self) -> Sinks:
+        """Where compiled graphs deliver."""
+        return self._activations.sinks
+
+    @property
     def begun(self) -> bool:
         """Whether gradients of the step in progress were read."""
         return self._reading.begun
@@ -218,7 +236,7 @@ class Recorder:
     @property
     def measured(self) -> bool:
         """Whether anything of the step in progress was measured."""
-        return bool(self._tape)
+        return bool(self._tape) or self.sinks.delivered
 
     def read(self, optimizer: Optimizer | None) -> None:
         """Reads gradients, possibly several times a step, and in a full record the weights before the update."""
@@ -233,8 +251,15 @@ class Recorder:
         if self._full:
             self._parameters.note_silent_rows(names)
             self._unowned.read()
+            self._look_for_late()
             if moving:
                 self._parameters.remember(names)
+
+    def _look_for_late(self) -> None:
+        known, sinks = self._activations, self.sinks
+        missing = [name for name in known.layers if name not in known.reached]
+        if missing and not known.failed and not sinks.traced and not sinks.delivered:
+            known.late.look(self._root, known.layers, missing)
 
     def before_clip(self) -> None:
         """Reads gradients that are about to be clipped: the next ``read`` of them then only compares the norms that it finds."""
@@ -254,6 +279,8 @@ class Recorder:
         if in_transform():
             return
         if isinstance(value, Tensor):
+            if self.sinks.traced:
+                self._activations.gradients.await_pass([value])
             loss = (value if value.is_floating_point() else value.double()).detach().mean().clone()
         else:
             loss = torch.tensor(value, dtype=torch.float64)
@@ -317,7 +344,7 @@ class Recorder:
     def finish(self) -> Record | None:
         """Makes the sealed step final, and waits for its measurements if need be; None where no step is sealed."""
         sealed, self._sealed = self._sealed, None
-        return None if sealed is None else sealed.record(self._layout)
+        return None if sealed is None else sealed.record(self._layout, self._activations)
 
     def unseen(self) -> dict[str, str]:
         """Layers without a recorded activation, and gradients that cannot be measured → why, as far as that can be known."""

@@ -37,13 +37,14 @@ class Tape:
         self._measured: dict[torch.device, list[tuple[Site, int, Pieces | Copied | Parts]]] = defaultdict(list)
         self._copied = 0
         self._norms: list[tuple[list[Site], list[int], Tensor]] = []
+        self._sums: list[tuple[list[tuple[Site | None, Site]], Tensor]] = []
         self._scalars: dict[str, list[Tensor]] = defaultdict(list)
         self._notes: dict[torch.device, list[tuple[Site, int, Tensor]]] = defaultdict(list)
         self._folded: list[tuple[list[Site], Array]] = []
         self.graph_tasks: dict[int, int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._measured or self._norms or self._folded)
+        return bool(self._measured or self._norms or self._sums or self._folded)
 
     def add(self, site: Site, tensor: Tensor, *, zeros: bool = False) -> None:
         """Measures a tensor for a site, or the shard of it that this process holds. Several tensors of a site are merged."""
@@ -66,6 +67,16 @@ class Tape:
         if norms:
             self._norms.append((sites, counts, torch.stack(list(norms))))
 
+    def add_sums(self, sites: list[tuple[Site | None, Site]], measured: Tensor) -> None:
+        """Takes what compiled graphs measured.
+
+        Args:
+            sites: For each row, of what passed a sink, and of what came back to it.
+            measured: (rows, columns): the sums of both, see ``moments.sum_rows``; in the last column numbers in the order of
+                forward, once for each call.
+        """
+        self._sums.append((sites, measured))
+
     def note(self, site: Site, column: int, share: Tensor) -> None:
         """Adds a share, of shape (), to the row of a site that is measured in this record; of several the mean counts."""
         self._notes[share.device].append((site, column, share))
@@ -83,6 +94,7 @@ class Tape:
         for name, values in other._scalars.items():
             self._scalars[name] += values
         self._norms += other._norms
+        self._sums += other._sums
         self._folded += other._folded
         self._copied += other._copied
         other.__init__()  # type: ignore[misc]  # an empty tape is a new tape
@@ -106,7 +118,7 @@ class Tape:
         place = {site: index for index, site in enumerate(dict.fromkeys(sites))}
         self._folded = [(list(place), moments.merge_all(rows, (place[site] for site in sites), len(place)))]
         notes = [(site, column, torch.tensor(share, dtype=torch.float64)) for (site, column), share in measured.notes().items()]
-        for store in (self._measured, self._norms, self._notes):
+        for store in (self._measured, self._norms, self._sums, self._notes):
             store.clear()
         if notes:
             self._notes[torch.device("cpu")] = notes
@@ -126,7 +138,7 @@ class Transfer:
 
     def __init__(self, tape: Tape) -> None:
         within = {task for task, outer in tape.graph_tasks.items() if outer != -1}
-        self.backwards = len({*tape.graph_tasks, *tape.graph_tasks.values()} - within - {-1})
+        self._passes = len({*tape.graph_tasks, *tape.graph_tasks.values()} - within - {-1})
         self._folded = list(tape._folded)
         self._tables = [
             (
@@ -138,6 +150,7 @@ class Transfer:
             if measured
         ]
         self._norms = [(sites, counts, _to_host(norms)) for sites, counts, norms in tape._norms]
+        self._sums = [(sites, _to_host(sums)) for sites, sums in tape._sums]
         self._scalars = {name: _to_host(_joined(values)) for name, values in tape._scalars.items()}
         self._notes = [
             ([(site, column) for site, column, _ in notes], _to_host(torch.stack([share for *_, share in notes]).double()))
@@ -148,13 +161,31 @@ class Transfer:
 
     @staticmethod
     def _cuda_devices(tape: Tape) -> set[torch.device]:
-        tensors = [norms for *_, norms in tape._norms] + [value for values in tape._scalars.values() for value in values]
+        tensors = [norms for *_, norms in tape._norms] + [sums for _, sums in tape._sums]
+        tensors += [value for values in tape._scalars.values() for value in values]
         return {device for device in (*tape._measured, *(tensor.device for tensor in tensors)) if device.type == "cuda"}
 
     @property
     def arrived(self) -> bool:
         """Whether everything was on the host from the start."""
         return not self._events
+
+    @property
+    def backwards(self) -> int:
+        """Backward passes that were seen. Call it after ``rows``.
+
+        No hook counts those through a compiled graph. Its layers were all called that often, or more often than that.
+        """
+        return max(self._passes, int(min((measured[:, moments.SUMS].min() for _, measured in self._sums), default=0)))
+
+    def places(self) -> dict[Site, float]:
+        """What passed through sinks → its number in the order of forward. Call it after ``rows``."""
+        return {
+            site: float(row[-1] / row[0])
+            for sites, measured in self._sums
+            for (site, _), row in zip(sites, measured, strict=True)
+            if site is not None
+        }
 
     def rows(self) -> tuple[list[Site], Array]:
         """Waits for the data where they are still on their way, and turns them into rows, one for each call of a site.
@@ -175,6 +206,11 @@ class Transfer:
         for norm_sites, counts, norms in self._norms:
             sites += norm_sites
             parts.append(moments.norm_rows(counts, norms.numpy()))
+        for pairs, measured in self._sums:
+            for side, sums in enumerate((measured[:, : moments.SUMS], measured[:, moments.SUMS : 2 * moments.SUMS])):
+                known = [(index, site) for index, pair in enumerate(pairs) if (site := pair[side]) is not None]
+                sites += [site for _, site in known]
+                parts.append(moments.sum_rows(sums.numpy()[[index for index, _ in known]]))
         return sites, np.concatenate(parts) if parts else np.empty((0, len(moments.COLUMNS)), np.float32)
 
     def notes(self) -> dict[tuple[Site, int], float]:
