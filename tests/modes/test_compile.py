@@ -26,23 +26,19 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated"),  # by torch, in its own code
 ]
 
-KEPT = (
-    "shares that need a layer's elements side by side: `dead` of activations (that of weights is there), and `closed` except of "
-    "Sigmoid, Tanh, Hardsigmoid and Hardtanh"
-)
 WHOLE = Mode(
     "torch.compile",
     "`torch.compile(model)`, `model.compile()`, or a compiled function that calls the model; also with `fullgraph=True`",
     recorded="activations and their gradients, and `input_grad` of torch's own activations: moments, extremes, zeros and "
     "non-finite elements. No graph break; each graph is compiled once more, for the steps that are sampled",
     units="sums are taken in float64",
-    unsupported=KEPT,
+    unsupported="`dead` of activations (that of weights is there), and `closed` except of Sigmoid, Tanh, Hardsigmoid and Hardtanh",
 )
 BLOCKS = Mode(
     "torch.compile",
     "blocks compiled one by one: `torch.compile(block)`, `block.compile()`",
     recorded="the same, together with the layers between them; blocks of one class go on sharing their graphs",
-    unsupported=KEPT,
+    unsupported="as above",
 )
 BACKENDS = Mode(
     "torch.compile",
@@ -70,7 +66,12 @@ REPEATED = Mode(
     unsupported="`min` and `max` of what was called more than once in a step",
 )
 CHECKPOINTED = Mode("torch.compile", "activation checkpointing in a compiled graph", recorded="each layer once")
-AUTOGRAD = Mode("torch.compile", "compiled autograd", recorded="the same as without")
+AUTOGRAD = Mode(
+    "torch.compile",
+    "compiled autograd",
+    recorded="of layers in compiled graphs the same as without",
+    unsupported="the gradients of activations outside of compiled graphs, which no hook sees",
+)
 PRECISION = Mode(
     "torch.compile",
     "`autocast` and `GradScaler` with compiled graphs",
@@ -118,8 +119,7 @@ COPIES = Mode(
     "torch.compile",
     "`copy.deepcopy`, `torch.save` and `watch.close()` with compiled models",
     recorded="copies and files are free of gradwatch, and after `close()` the model has no hook left",
-    units="",
-    unsupported="the first call after `close()` compiles a graph without hooks",
+    unsupported="a compiled graph that knows of hooks is made anew, without them, at the first call after `close()`",
 )
 
 
