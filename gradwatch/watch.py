@@ -381,7 +381,7 @@ class Watch:
             self._budget.suspicious = self._ledger.suspicious
         self._recorder.seal(skipped=skipped)
         if self._budget is not None and (news := self._budget.news()) is not None:
-            log.log(logging.INFO if self._budget.followed else logging.WARNING, "%s", news)
+            log.log(logging.WARNING if self._budget.missed else logging.INFO, "%s", news)
         if self._processes.together and self._recorder.settled:
             self._processes.send(self._recorder.finish)
 

@@ -189,10 +189,20 @@ class Budget:
         if not self._chosen:
             return f"{budget}, until it is known what one costs"
         full, light, training = self._full.value, self._light.value, self._training.value
-        share = (light + full * self._optimizers / self.every) / training if training > 0 else math.inf
         costs = f"a full one costs {_time(full)} more than a light one ({_time(light)}), of steps of {_time(training)}"
-        over = ", over the budget: exclude layers, or raise it" if share > self._share * 1.05 and self.every >= WIDEST else ""
-        return f"{budget}; {costs}: about {share:.2%} of their time{over}"
+        over = ", over the budget: exclude layers, or raise it" if self.missed else ""
+        return f"{budget}; {costs}: about {self._taken:.2%} of their time{over}"
+
+    @property
+    def missed(self) -> bool:
+        """Whether the watch takes more than its budget, whatever it does, or does not follow it."""
+        return not self.followed or (self._chosen and self.every >= WIDEST and self._taken > self._share * 1.05)
+
+    @property
+    def _taken(self) -> float:
+        """The share of the training's time that the watch takes at the chosen cadence."""
+        training = self._training.value
+        return (self._light.value + self._full.value * self._optimizers / self.every) / training if training > 0 else math.inf
 
 
 def _alone() -> bool:
