@@ -94,6 +94,7 @@ class Activations:
         self.sinks = Sinks(self)
         self.late = Late()
         self._hooks: dict[str, _Hooks] = {}
+        self._attached: set[str] = set()
         self._inputs: dict[tuple[int, int], Inputs] = {}
         self._silent = units.SilentUnits()
         self._sites: dict[str, Site] = {}
@@ -111,7 +112,7 @@ class Activations:
         self._furthest = -1
         self.layers = dict(layers)
         self._containers = {name for name, module in self.layers.items() if next(module.children(), None) is not None}
-        attached = any(self._hooks.values())
+        attached = self._attached if not self.gradients.listening else layers.keys()
         self.detach()
         self._hooks = {
             name: self._hooks_of(name, module)
@@ -119,8 +120,7 @@ class Activations:
             if not isinstance(module, torch.jit.ScriptModule)  # it takes none, and stays among the layers that were not observed
         }
         self.sinks.follow(self.layers)
-        if attached:
-            self.attach()
+        self._attach(attached & self._hooks.keys())
 
     def _hooks_of(self, name: str, module: nn.Module) -> _Hooks:
         """The hooks of a layer, the same as long as it is: compiled code knows them."""
@@ -168,23 +168,31 @@ class Activations:
     def attach(self) -> None:
         """Puts the hooks on the modules, where they are waited for and not there already."""
         if self.gradients.listening or not self._known:
-            for hooks in self._hooks.values():
-                hooks.attach()
+            self._attach(self._hooks.keys() - self._attached)
+
+    def _attach(self, layers: set[str]) -> None:
+        for layer in layers:
+            self._hooks[layer].attach()
+        self._attached = self._attached | layers
 
     def detach(self) -> None:
         """Takes the hooks off the modules; the gradients of what they have seen are still measured."""
-        for hooks in self._hooks.values():
-            hooks.detach()
+        self._detach(self._attached)
+
+    def _detach(self, layers: set[str]) -> None:
+        for layer in layers:
+            self._hooks[layer].detach()
+        self._attached = self._attached - layers
 
     def come_last(self) -> None:
         """Attaches hooks anew where a module has got others since: what it returns is what its last hook leaves.
 
         Tensor parallelism turns outputs into local ones by a hook.
         """
-        for hooks in self._hooks.values():
-            if not hooks.last:
-                hooks.detach()
-                hooks.attach()
+        for name in self._attached:
+            if not self._hooks[name].last:
+                self._hooks[name].detach()
+                self._hooks[name].attach()
 
     def pause(self) -> None:
         """Measures nothing until ``open``, and takes the hooks off what is not compiled.
@@ -192,9 +200,8 @@ class Activations:
         Code that was compiled with a hook has to find it there: it is made anew without it, and then never misses it again.
         """
         self.gradients.listening = self.sinks.sampling = False
-        for name, hooks in self._hooks.items():
-            if self._known and (not self.sinks.traced or name in self.reached - self.sinks.inside):
-                hooks.detach()
+        if self._known:
+            self._detach((self._attached & self.reached) - self.sinks.inside if self.sinks.traced else self._attached)
         self.gradients.release()
         self._inputs.clear()
 
@@ -327,16 +334,13 @@ class _Hooks:
         self._places: list[tuple[Hook, Callable[..., RemovableHandle], dict[str, bool]]] = []
         self._handles: list[RemovableHandle] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._handles)
-
     def add(self, hook: Hook, register: Callable[..., RemovableHandle], **settings: bool) -> None:
         """Takes a hook, and the method of the module that attaches it."""
         self._places.append((hook, register, settings))
 
     def attach(self) -> None:
-        """Attaches them, where they are not."""
-        self._handles = self._handles or [register(hook, **settings) for hook, register, settings in self._places]
+        """Attaches them."""
+        self._handles = [register(hook, **settings) for hook, register, settings in self._places]
 
     def detach(self) -> None:
         """Takes them off."""
@@ -346,8 +350,8 @@ class _Hooks:
 
     @property
     def last(self) -> bool:
-        """Whether the last of them, if they are attached, is the last one that is called after the module."""
-        hooks = self._handles[-1].hooks_dict_ref() if self._handles else None
+        """Whether the last of them, which are attached, is the last one that is called after the module."""
+        hooks = self._handles[-1].hooks_dict_ref()
         return not hooks or next(reversed(hooks)) == self._handles[-1].id
 
 
