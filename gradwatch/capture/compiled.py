@@ -52,9 +52,12 @@ class Outlet:
 
     def move(self, device: torch.device) -> None:
         """Makes sure that its leaf is on a device."""
-        if self.leaf.device != device or not self.leaf.numel():
-            wide = torch.float32 if device.type == "mps" else torch.float64  # the square of any float32 fits into float64
-            self.leaf = torch.zeros(SIZE, dtype=wide, device=device, requires_grad=True)
+        if self.leaf.device == device and self.leaf.numel():
+            return
+        try:  # the square of any float32 fits into float64
+            self.leaf = torch.zeros(SIZE, dtype=torch.float64, device=device, requires_grad=True)
+        except (TypeError, RuntimeError):  # not every device has it
+            self.leaf = torch.zeros(SIZE, dtype=torch.float32, device=device, requires_grad=True)
 
 
 class _Leaves:

@@ -18,6 +18,8 @@ _graph_task_id = getattr(torch._C, "_current_graph_task_id", None)
 _is_batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", None)
 _top_saved_hooks = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
 
+_is_exporting = getattr(torch.compiler, "is_exporting", None)
+
 _REPEATS = {"unpack_hook": "non-reentrant", "backward": "reentrant"}
 """The functions of ``torch.utils.checkpoint`` that repeat a forward."""
 
@@ -45,6 +47,11 @@ def computed_at(tensor: Tensor) -> int | None:
 def in_transform() -> bool:
     """Whether a functional transform (``torch.func.grad``, ``vmap``) is running."""
     return _interpreters is not None and _interpreters() is not None
+
+
+def is_exporting() -> bool:
+    """Whether a compiler traces a program for export (``torch.export``)."""
+    return _is_exporting is not None and bool(_is_exporting())
 
 
 def is_batched(tensor: Tensor) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwatch.capture.compiled import Outlet, Sinks, leaf_name, opened
-from gradwatch.capture.engine import in_transform
+from gradwatch.capture.engine import in_transform, is_exporting
 from gradwatch.capture.sink import through
 from gradwatch.capture.units import CLOSED, PEAKS
 
@@ -205,8 +205,8 @@ def _welcome() -> bool:
     # An autograd function that a compiler traces itself takes it ten times as long, and raises where warnings are errors.
     torch.compiler.allow_in_graph(through)  # type: ignore[no-untyped-call]
     for sinks in opened():
-        sinks.traced |= not torch.compiler.is_exporting()
-    return not in_transform() and not torch.compiler.is_exporting()
+        sinks.traced |= not is_exporting()
+    return not in_transform() and not is_exporting()
 
 
 @at_trace_time

@@ -88,6 +88,24 @@ def test_leaves_follow_the_model_to_another_device():
     assert outlet.leaf.device.type == "meta"
 
 
+def test_sums_are_taken_in_float32_where_a_device_has_nothing_wider(monkeypatch):
+    zeros = torch.zeros
+
+    def narrow(*size, dtype, **settings):
+        if dtype == torch.float64:
+            raise TypeError("this device has no float64")
+        return zeros(*size, dtype=dtype, **settings)
+
+    monkeypatch.setattr(torch, "zeros", narrow)
+    owner, tape = Owner(), Tape()
+    sinks, outlet = sinks_of(owner)
+    through(torch.tensor([3.0, 4.0], requires_grad=True), outlet.leaf, 1).sum().backward()
+    sinks.deliver(tape)
+    _, (passed, _) = tape.take().rows()
+    assert passed[0] == 2
+    assert passed[3] == np.float32(12.5**0.5)
+
+
 def test_nothing_is_read_from_a_device_when_a_record_ends():
     owner = Owner()
     with FakeTensorMode():
