@@ -8,11 +8,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from gradwatch import names
 from gradwatch.moments import CALLS, COUNT, Array
 
 TensorName = Literal["activation", "activation_grad", "input_grad", "parameter", "parameter_grad", "update"]
 TENSORS: tuple[TensorName, ...] = get_args(TensorName)
 """What is observed of a layer (the first three) and of a parameter."""
+
+OF_PARAMETERS: frozenset[TensorName] = frozenset({"parameter", "parameter_grad", "update"})
+"""Those whose site is named after a parameter."""
 
 Kind = Literal[
     "vanishing_gradient",
@@ -49,6 +53,11 @@ class Site:
     tensor: TensorName
     type: str = ""
     shape: tuple[int, ...] = ()
+
+    @property
+    def owner(self) -> str:
+        """The layer that it belongs to."""
+        return names.owner(self.layer) if self.tensor in OF_PARAMETERS else self.layer
 
     @property
     def is_matrix(self) -> bool:

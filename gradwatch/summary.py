@@ -10,7 +10,7 @@ from gradwatch import moments, names, statistics
 from gradwatch.history import History
 from gradwatch.incidents import group, lasts, tell
 from gradwatch.names import printable
-from gradwatch.records import Finding, Incident, Record, Site
+from gradwatch.records import Finding, Incident, Record
 
 RECORDS = 8
 """Full records that are searched for the figures of a layer: each of several optimizers has its own."""
@@ -33,7 +33,7 @@ def table(history: History, findings: Sequence[Finding]) -> list[tuple[str, ...]
     for record in records:  # from the newest on; of several optimizers each has its own
         figures = _figures(record) | figures
         layers |= {layer: kind for layer, kind in _layers(record).items() if layer not in layers}
-        owners |= {site.layer: _layer(site) for site in record.sites}
+        owners |= {site.layer: site.owner for site in record.sites}
     return [
         (
             printable(layer),
@@ -92,12 +92,8 @@ def _layers(record: Record) -> dict[str, str]:
     """Layer → type, in forward order; a parameter counts for the layer that owns it."""
     layers: dict[str, str] = {}
     for site in record.sites:
-        layers.setdefault(_layer(site), site.type)
+        layers.setdefault(site.owner, site.type)
     return layers
-
-
-def _layer(site: Site) -> str:
-    return names.owner(site.layer) if site.tensor in ("parameter", "parameter_grad", "update") else site.layer
 
 
 def _figures(record: Record) -> dict[tuple[str, str], float]:

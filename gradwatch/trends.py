@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gradwatch import moments, names
 from gradwatch.losses import Losses
 from gradwatch.moments import Array
-from gradwatch.records import Record, Site
+from gradwatch.records import OF_PARAMETERS, Record, Site
 
 USUAL = 20
 """Records over which a site's usual level is averaged, in log units: longer than noise, shorter than a phase of training."""
@@ -89,7 +89,7 @@ def trained_layers(sites: Sites) -> frozenset[str]:
 
 @per_sites
 def _is_of_parameter(sites: Sites) -> Flags:
-    return np.array([site.tensor in ("parameter", "parameter_grad", "update") for site in sites], bool)
+    return np.array([site.tensor in OF_PARAMETERS for site in sites], bool)
 
 
 @per_sites

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradwatch import moments, names
+from gradwatch import moments
 from gradwatch.detectors.base import Example, FullRecords
 from gradwatch.history import History
 from gradwatch.records import Finding
@@ -61,7 +61,7 @@ class DeadUnits(FullRecords):
             found = rows[-1:] if len(rows) < len(judged) else []
         for index in found:
             site = record.sites[index]
-            layer = site.layer if site.tensor == "activation" else names.owner(site.layer)
+            layer = site.owner
             share = float(dead[index])
             yield Finding(
                 "dead_units",

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradwatch import moments, names
+from gradwatch import moments
 from gradwatch.detectors.base import Example, Judgement
 from gradwatch.history import History
 from gradwatch.records import Finding
@@ -207,9 +207,7 @@ def _origin(history: History) -> tuple[str, str, float, int | None]:
         return "loss", "loss", 1.0, None
     index = first("activation_grad", "input_grad", "parameter_grad", last=True)
     if index is not None:
-        site = record.sites[index]
-        layer = names.owner(site.layer) if site.tensor == "parameter_grad" else site.layer
-        return found(index, layer, "gradient")
+        return found(index, record.sites[index].owner, "gradient")
     index = first("parameter", "update")
     assert index is not None, "a broken record has a bad site or a bad loss"
-    return found(index, names.owner(record.sites[index].layer), "weight")
+    return found(index, record.sites[index].owner, "weight")

@@ -18,9 +18,7 @@ import numpy.typing as npt
 
 from gradwatch.distributed.merging import ABSENT, Flags
 from gradwatch.moments import CALLS, COLUMNS, COUNT, EMPTY, NONFINITE, RMS, Array
-from gradwatch.records import Site
-
-OF_PARAMETERS = ("parameter", "parameter_grad", "update")
+from gradwatch.records import OF_PARAMETERS, Site
 
 LIGHT = (COUNT, CALLS, RMS, NONFINITE)
 """The columns of a light record, of which everything else is unknown."""

@@ -11,15 +11,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from gradwatch import names
-from gradwatch.records import TENSORS, Finding, Site
+from gradwatch.records import OF_PARAMETERS, TENSORS, Finding, Site
 from gradwatch.statistics import Values
 
 Array = npt.NDArray[np.float32]
 Steps = npt.NDArray[np.int64]
-
-OF_PARAMETERS = frozenset({"parameter", "parameter_grad", "update"})
-"""Tensors whose site is named after a parameter."""
 
 
 class Block(ABC):
@@ -101,7 +97,7 @@ class Run:
         tensors: dict[str, set[str]] = {}
         parameters: dict[str, dict[str, Site]] = {}
         for site in (site for sites in tuples for site in sites):
-            layer = layer_of(site)
+            layer = site.owner
             kinds[layer] = kinds.get(layer) or site.type
             tensors.setdefault(layer, set()).add(site.tensor)
             if site.tensor in OF_PARAMETERS:
@@ -114,7 +110,7 @@ class Run:
                 tuple(parameters.get(layer, ())),
                 _weight(parameters.get(layer, {}).values()),
             )
-            for layer in merged([[layer_of(site) for site in sites] for sites in tuples])
+            for layer in merged([[site.owner for site in sites] for sites in tuples])
         )
 
     @cached_property
@@ -127,7 +123,7 @@ class Run:
         """(tensor, layer) → the parameter that stands for the layer among those of which this tensor was observed."""
         observed: dict[tuple[str, str], dict[str, Site]] = {}
         for site in (site for block in self.blocks for site in block.sites if site.tensor in OF_PARAMETERS):
-            observed.setdefault((site.tensor, layer_of(site)), {}).setdefault(site.layer, site)
+            observed.setdefault((site.tensor, site.owner), {}).setdefault(site.layer, site)
         return {key: weight for key, sites in observed.items() if (weight := _weight(sites.values()))}
 
     @property
@@ -153,11 +149,6 @@ def spread(records: int) -> npt.NDArray[np.intp]:
     if records <= SAMPLE:
         return np.arange(records)
     return np.union1d(np.arange(FIRST), np.linspace(FIRST, records - 1, SAMPLE - FIRST).astype(np.intp))
-
-
-def layer_of(site: Site) -> str:
-    """The layer that a site belongs to."""
-    return names.owner(site.layer) if site.tensor in OF_PARAMETERS else site.layer
 
 
 def _weight(sites: Iterable[Site]) -> str | None:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from gradwatch.records import TENSORS
+from gradwatch.records import OF_PARAMETERS, TENSORS
 from gradwatch.statistics import RATIOS, STATISTICS, Values
 from gradwatch.tensorboard_plugin import cells
-from gradwatch.tensorboard_plugin.recorded import OF_PARAMETERS, Array, Block, Steps
+from gradwatch.tensorboard_plugin.recorded import Array, Block, Steps
 
 Scale = Literal["log", "share", "linear"]
 

@@ -17,7 +17,6 @@ import numpy as np
 from gradwatch.codec import Schema, findings_from_json
 from gradwatch.records import TENSORS, Finding, Site
 from gradwatch.statistics import Values
-from gradwatch.tensorboard_plugin.recorded import layer_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Written:
     @cached_property
     def layers(self) -> frozenset[str]:
         """The layers that the sites belong to."""
-        return frozenset(map(layer_of, self.sites))
+        return frozenset(site.owner for site in self.sites)
 
     @cached_property
     def names(self) -> frozenset[str]:
