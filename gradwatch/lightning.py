@@ -12,11 +12,11 @@ from typing import Any, get_args
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwatch.detectors import DEFAULT, Detector
+from gradwatch.detectors import Detector
 from gradwatch.errors import InvalidSetting, WatchClosed
 from gradwatch.eventfiles import unused
 from gradwatch.records import KINDS, Finding, Kind, Severity
-from gradwatch.settings import OnFinding, check_settings
+from gradwatch.settings import OnFinding, chosen
 from gradwatch.watch import Watch
 from gradwatch.writers import Writer
 
@@ -82,18 +82,12 @@ class GradWatchCallback(*_bases()):  # type: ignore[misc]  # which classes these
         stop_on: Sequence[Severity | Kind] = (),
     ) -> None:
         super().__init__()
-        check_settings(every, None, on_finding, budget=budget)
+        self._settings = chosen(
+            every=every, budget=budget, include=include, exclude=exclude, detectors=detectors, on_finding=on_finding
+        )
         self._logdir, self._writers = logdir, tuple(writers)
         self._stop_on = _stop_on(stop_on)
         self._watch: Watch | None = None
-        self._settings: dict[str, Any] = {
-            "every": every,
-            "budget": budget,
-            "include": (include,) if isinstance(include, str) else tuple(include),
-            "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
-            "detectors": DEFAULT if detectors is None else tuple(detectors),
-            "on_finding": on_finding,
-        }
 
     @property
     def watch(self) -> Watch:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from gradwatch.detectors import DEFAULT, Detector
 from gradwatch.errors import GradWatchWarning, InvalidSetting, UnhealthyTraining
 from gradwatch.records import Finding
 from gradwatch.summary import describe
@@ -21,12 +22,34 @@ log = logging.getLogger("gradwatch")
 OnFinding = Literal["log", "warn", "raise"] | Callable[[Finding], object]
 
 
-def check_settings(every: int, loss_fn: object, on_finding: object, scaler: Any = None, budget: float | None = None) -> None:
-    """Refuses settings of ``watch`` that have no meaning.
+def chosen(
+    *,
+    every: int,
+    budget: float | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    detectors: Sequence[Detector] | None,
+    on_finding: OnFinding,
+    loss_fn: object = None,
+    scaler: Any = None,
+) -> dict[str, Any]:
+    """The settings that every way in has in common, in the form in which a ``Watch`` takes them.
 
     Raises:
-        InvalidSetting: One of them has none.
+        InvalidSetting: One of them, or the criterion or the scaler, has no meaning.
     """
+    _check(every, loss_fn, on_finding, scaler, budget)
+    return {
+        "every": every,
+        "budget": budget,
+        "include": (include,) if isinstance(include, str) else tuple(include),
+        "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
+        "detectors": DEFAULT if detectors is None else tuple(detectors),
+        "on_finding": on_finding,
+    }
+
+
+def _check(every: int, loss_fn: object, on_finding: object, scaler: Any, budget: float | None) -> None:
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise InvalidSetting(f"every={every!r} is no cadence; give the optimizer steps between full records, at least 1")
     if budget is not None and not (isinstance(budget, Real) and 0 < budget < 1):

@@ -16,10 +16,10 @@ from gradwatch.capture.engine import at_end_of_pass
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.selection import listed
 from gradwatch.capture.structure import unique_tensors
-from gradwatch.detectors import DEFAULT, Detector
+from gradwatch.detectors import Detector
 from gradwatch.errors import WatchClosed
 from gradwatch.eventfiles import unused
-from gradwatch.settings import OnFinding, check_settings
+from gradwatch.settings import OnFinding, chosen
 from gradwatch.watch import Watch
 from gradwatch.writers import Writer
 
@@ -71,7 +71,9 @@ class GradWatchCallback(TrainerCallback):
         on_finding: OnFinding = "log",
     ) -> None:
         super().__init__()
-        check_settings(every, None, on_finding, budget=budget)
+        self._settings = chosen(
+            every=every, budget=budget, include=include, exclude=exclude, detectors=detectors, on_finding=on_finding
+        )
         self._logdir, self._writers = logdir, tuple(writers)
         self._watch: Watch | None = None
         self._step_loss = nn.Identity()  # what it is called with counts as a criterion's, so that a loss that is told goes before
@@ -79,14 +81,6 @@ class GradWatchCallback(TrainerCallback):
         self._shares = False
         self._accumulation: Any = None
         self._attached = contextlib.ExitStack()
-        self._settings: dict[str, Any] = {
-            "every": every,
-            "budget": budget,
-            "include": (include,) if isinstance(include, str) else tuple(include),
-            "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
-            "detectors": DEFAULT if detectors is None else tuple(detectors),
-            "on_finding": on_finding,
-        }
 
     @property
     def watch(self) -> Watch:

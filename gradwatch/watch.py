@@ -22,13 +22,13 @@ from gradwatch.capture.hooks import Hook
 from gradwatch.capture.membership import Membership
 from gradwatch.capture.recorder import Recorder
 from gradwatch.capture.selection import listed, strangers
-from gradwatch.detectors import DEFAULT, Detector, Ledger, name_of
+from gradwatch.detectors import Detector, Ledger, name_of
 from gradwatch.distributed import Processes, rank
 from gradwatch.errors import GradWatchWarning, InvalidSetting, WatchClosed
 from gradwatch.history import History
 from gradwatch.incidents import group
 from gradwatch.records import Finding, Incident, Record
-from gradwatch.settings import OnFinding, act, check_model, check_settings, destinations
+from gradwatch.settings import OnFinding, act, check_model, chosen, destinations
 from gradwatch.summary import render
 from gradwatch.writers import Writer
 
@@ -85,25 +85,21 @@ def watch(
     Warns:
         GradWatchWarning: An optimizer holds none of the model's parameters. Its steps are recorded all the same.
     """
-    check_settings(every, loss_fn, on_finding, scaler, budget)
+    settings = chosen(
+        every=every,
+        budget=budget,
+        include=include,
+        exclude=exclude,
+        detectors=detectors,
+        on_finding=on_finding,
+        loss_fn=loss_fn,
+        scaler=scaler,
+    )
     check_model(model)
     optimizers = listed(optimizer)
     for sentence in strangers(optimizers, model):
         warnings.warn(sentence, GradWatchWarning, stacklevel=2)
-    return Watch(
-        model,
-        optimizers,
-        logdir=logdir,
-        every=every,
-        budget=budget,
-        include=(include,) if isinstance(include, str) else tuple(include),
-        exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
-        loss_fn=loss_fn,
-        scaler=scaler,
-        detectors=DEFAULT if detectors is None else tuple(detectors),
-        writers=writers,
-        on_finding=on_finding,
-    )
+    return Watch(model, optimizers, logdir=logdir, loss_fn=loss_fn, scaler=scaler, writers=writers, **settings)
 
 
 class Watch:
