@@ -23,7 +23,7 @@ from gradwatch.capture.membership import Membership
 from gradwatch.capture.recorder import Recorder
 from gradwatch.capture.selection import listed, strangers
 from gradwatch.detectors import Detector, Ledger, name_of
-from gradwatch.distributed import Processes, rank
+from gradwatch.distributed import Processes, rank, world_size
 from gradwatch.errors import GradWatchWarning, InvalidSetting, WatchClosed
 from gradwatch.history import History
 from gradwatch.incidents import group
@@ -133,7 +133,9 @@ class Watch:
         self._turn = Turns()  # threads may train one model, each with its own optimizer
         self._on_finding = on_finding
         self._optimizers = list(optimizers)
-        self._budget = None if budget is None else Budget(budget, every, optimizers=max(1, len(optimizers)))
+        self._budget = (
+            None if budget is None else Budget(budget, every, alone=lambda: world_size() == 1, optimizers=max(1, len(optimizers)))
+        )
         self._guard = Guard(None if self._budget is None else self._budget.meter)
         self._writers = [] if rank() else destinations(logdir, writers)  # of several processes the first one writes
         self._ledger = Ledger(detectors, self._drop_detector)

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from time import perf_counter
 
-from torch import distributed
-
 LEARNING = 3
 """Full records at the narrowest cadence, before any is put off: most faults show at the start, where detectors want to see up to
 three of them, and what the first one costs (columns are described, memory is taken) says little about the others."""
@@ -94,8 +92,7 @@ class Budget:
         every: The narrowest cadence, in steps.
         optimizers: How many of them get full records of their own.
         meter: Of the watch's own work; its clock also tells the time of steps.
-        alone: Whether this process trains by itself, as several have to sample the same steps and cannot go by the clock of one;
-            None: torch knows.
+        alone: Whether this process trains by itself, as several have to sample the same steps and cannot go by the clock of one.
 
     Attributes:
         meter: What it was given, or its own.
@@ -105,10 +102,10 @@ class Budget:
     """
 
     def __init__(
-        self, share: float, every: int, *, optimizers: int = 1, meter: Meter | None = None, alone: Callable[[], bool] | None = None
+        self, share: float, every: int, *, alone: Callable[[], bool], optimizers: int = 1, meter: Meter | None = None
     ) -> None:
         self.meter = meter or Meter()
-        self._share, self._narrowest, self._optimizers, self._alone = share, every, optimizers, alone or _alone
+        self._share, self._narrowest, self._optimizers, self._alone = share, every, optimizers, alone
         self.every, self.suspicious, self.followed = every, False, self._alone()
         self._training, self._light, self._full = Usual(STEPS, PAUSE), Usual(LIGHT), Usual(FULL)
         self._last: tuple[float, float] | None = None  # what clock and meter showed at the end of the step before
@@ -203,10 +200,6 @@ class Budget:
         """The share of the training's time that the watch takes at the chosen cadence."""
         training = self._training.value
         return (self._light.value + self._full.value * self._optimizers / self.every) / training if training > 0 else math.inf
-
-
-def _alone() -> bool:
-    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
 
 
 def _time(seconds: float) -> str:
