@@ -20,7 +20,7 @@ GROUPS = (
     ("errors", "names", "fused_kernel"),
     ("fused",),
     ("moments",),
-    ("statistics", "records", "eventfiles", "losses"),
+    ("statistics", "records", "eventfiles", "losses", "wire"),
     ("trends",),
     ("history",),
     ("codec",),

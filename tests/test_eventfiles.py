@@ -19,7 +19,19 @@ def test_the_checksum_is_tensorboards(content):
 
 
 @pytest.mark.parametrize(
-    "size", [0, 1, 3, 4, 5, eventfiles.BLOCK - 1, eventfiles.BLOCK, eventfiles.BLOCK + 1, 2 * eventfiles.BLOCK + 2]
+    "size",
+    [
+        0,
+        1,
+        3,
+        4,
+        5,
+        *(
+            blocks * eventfiles.BLOCK + more
+            for blocks in (1, 2, eventfiles.BLOCKS, 2 * eventfiles.BLOCKS + 1)
+            for more in (-1, 0, 1)
+        ),
+    ],
 )
 def test_the_checksum_holds_where_blocks_begin_and_end(size):
     content = bytes((7 * place + 1) % 256 for place in range(size))

@@ -6,8 +6,9 @@ They are what ordinary dashboards and loggers show; everything else about a laye
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -24,20 +25,27 @@ LOSS = "gradwatch/loss"
 Index = npt.NDArray[np.intp]
 
 
-def quantiles(values: Values) -> tuple[float, ...]:
+def quantiles(values: Values) -> Values:
     """Values at ``QUANTILES`` by rank, never between two; NaN ranks above infinity, so that it shows and hides no other."""
-    ranked = np.sort(values)
-    return tuple(float(ranked[max(math.ceil(share * len(ranked)) - 1, 0)]) for share in QUANTILES.values())
+    ranked: Values = np.sort(values)[..., _ranks(values.shape[-1])]
+    return ranked
 
 
-def root_of_squares(values: Values) -> tuple[float, ...]:
+@cache
+def _ranks(size: int) -> Index:
+    return np.array([max(math.ceil(share * size) - 1, 0) for share in QUANTILES.values()], np.intp)
+
+
+def root_of_squares(values: Values) -> Values:
     """The Euclidean norm of tensors of which the norms are known."""
-    return (float(np.sqrt(np.square(values).sum())),)
+    total: Values = np.sqrt(np.square(values).sum(axis=-1, keepdims=True))
+    return total
 
 
-def at_least(values: Values) -> tuple[float, ...]:
+def at_least(values: Values) -> Values:
     """A sum of counts, in which an element that was noticed but not counted, NaN, is one."""
-    return (float(np.where(np.isnan(values), 1, values).sum()),)
+    total: Values = values.sum(axis=-1, keepdims=True)
+    return np.where(np.isnan(values), 1, values).sum(axis=-1, keepdims=True) if np.isnan(total).any() else total
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Summary:
         statistic: One of ``statistics.STATISTICS`` or ``statistics.RATIOS``.
         tensor: Whose sites; ``None``: all.
         parts: What ``fold`` returns, by name.
-        fold: (sites,) → a number for each part.
+        fold: (..., sites) → a number for each part, (..., parts).
         matrices: Only parameters of two dimensions or more, where there are any: biases and gains have scales of their own.
     """
 
@@ -57,10 +65,10 @@ class Summary:
     statistic: str
     tensor: TensorName | None
     parts: tuple[str, ...]
-    fold: Callable[[Values], tuple[float, ...]]
+    fold: Callable[[Values], Values]
     matrices: bool = False
 
-    @property
+    @cached_property
     def tags(self) -> tuple[str, ...]:
         """The names of the scalars, one for each part."""
         return tuple(f"gradwatch/{self.name}/{part}" for part in self.parts)
@@ -86,11 +94,20 @@ class Summarise:
 
     def __call__(self, record: Record) -> dict[str, float]:
         """The scalars by name; those that nothing was measured for in this record are absent."""
-        out = {} if record.loss is None else {LOSS: record.loss}
-        for summary, places in zip(SUMMARIES, self._places(record.sites), strict=True):
-            values = _values(summary, record.rows, places)
-            if len(values):
-                out |= zip(summary.tags, summary.fold(values), strict=True)
+        return self.of_run([record])[0]
+
+    def of_run(self, records: Sequence[Record]) -> list[dict[str, float]]:
+        """The scalars of each of several records that have the same sites."""
+        rows = np.stack([record.rows for record in records])
+        seen = rows[:, :, COUNT] > 0
+        if not (seen == seen[0]).all():
+            return [self(record) for record in records]
+        out: list[dict[str, float]] = [{} if record.loss is None else {LOSS: record.loss} for record in records]
+        for summary, every_place in zip(SUMMARIES, self._places(records[0].sites), strict=True):
+            places = every_place[:, seen[0][every_place].all(axis=0)]
+            if places.shape[1]:
+                for index, numbers in enumerate(_folded(summary, rows, places)):
+                    out[index] |= zip(summary.tags, numbers, strict=False)  # no number, where nothing has a value
         return out
 
 
@@ -108,11 +125,14 @@ def _places(summary: Summary, sites: tuple[Site, ...]) -> Index:
     return places
 
 
-def _values(summary: Summary, rows: Array, places: Index) -> Values:
-    seen = (rows[places, COUNT] > 0).all(axis=0)
-    sides = [Moments(rows[side[seen]]) for side in places]
+def _folded(summary: Summary, rows: Array, places: Index) -> list[list[float]]:
+    """The numbers of a summary for each record; none for one in which it has no value."""
+    shape = len(rows), -1
+    sides = [Moments(rows[:, side].reshape(-1, rows.shape[2])) for side in places]
     if len(sides) == 1:
-        return STATISTICS[summary.statistic].compute(sides[0])
-    over, under = map(rms, sides)
+        folded: list[list[float]] = summary.fold(STATISTICS[summary.statistic].compute(sides[0]).reshape(shape)).tolist()
+        return folded
+    over, under = (rms(side).reshape(shape) for side in sides)
     # A parameter that is zero throughout, as a fresh bias, has no size that a step could be a share of.
-    return np.asarray(over[under != 0] / under[under != 0])
+    ratios = [above[below != 0] / below[below != 0] for above, below in zip(over, under, strict=True)]
+    return [summary.fold(ratio).tolist() if len(ratio) else [] for ratio in ratios]

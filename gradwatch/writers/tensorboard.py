@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gradwatch import wire
 from gradwatch.codec import Encoder, string_tensor
 from gradwatch.errors import InvalidSetting, LogdirError
 from gradwatch.eventfiles import EventFile, in_directory, mentions
@@ -50,6 +54,7 @@ class EventFileWriter:
         self._file: Any = None if logdir is None else _open(os.fspath(logdir))
         self._encoder = Encoder()  # one for each file, as it knows which tags the file describes
         self._summarise = Summarise()
+        self._heads: dict[str, bytes] = {}
         self._new: dict[tuple[Kind, str, int], Finding] = {}
         self._found: dict[tuple[Kind, str, int], Finding] = {}
         self._has_layout = False
@@ -58,15 +63,20 @@ class EventFileWriter:
 
     def write(self, record: Record) -> None:
         """Writes a record and what was found since the one before, as one event."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        self.write_all([record])
 
+    def write_all(self, records: Sequence[Record]) -> None:
+        """Writes several records, one event each; what was found goes into the first."""
         sink = self._sink()
-        values = self._layout(sink)
-        values += self._encoder.record(record)
-        values += [Summary.Value(tag=tag, simple_value=value) for tag, value in self._summarise(record).items()]
-        values += self._findings(record.step)
-        self._step = record.step
-        _add(sink, values, record.step)
+        events = []
+        for _, run in groupby(records, lambda record: id(record.sites)):
+            alike = list(run)
+            scalars = self._summarise.of_run(alike)
+            for record, encoded, its_scalars in zip(alike, self._encoder.records(alike), scalars, strict=True):
+                values = [*self._layout(sink), encoded, *self._scalars(its_scalars), *self._findings(record.step)]
+                events.append(wire.event(time.time(), record.step, b"".join(values)))
+                self._step = record.step
+        _add(sink, events)
 
     def report(self, finding: Finding) -> None:
         """Keeps a finding for the next event."""
@@ -79,7 +89,7 @@ class EventFileWriter:
                 latest = max(finding.last_step for finding in self._new.values())
                 step = latest if self._step is None else self._step + (self._step == self._step_of_findings)
                 sink = self._sink()
-                _add(sink, self._findings(step), step)
+                _add(sink, [wire.event(time.time(), step, b"".join(self._findings(step)))])
         finally:
             if self._shared is not None:
                 self._shared.flush()
@@ -94,7 +104,13 @@ class EventFileWriter:
                 self._file, self._encoder = file, Encoder()
         return self._file
 
-    def _findings(self, step: int) -> list[Any]:
+    def _scalars(self, found: dict[str, float]) -> list[bytes]:
+        with np.errstate(over="ignore"):
+            numbers = np.fromiter(found.values(), np.float64).astype("<f4").tobytes()
+        heads = [self._heads.get(tag) or self._heads.setdefault(tag, wire.scalar_value(tag)) for tag in found]
+        return [part for index, head in enumerate(heads) for part in (head, numbers[4 * index : 4 * index + 4])]
+
+    def _findings(self, step: int) -> list[bytes]:
         if not self._new:
             return []
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -105,12 +121,12 @@ class EventFileWriter:
         about = metadata.create_summary_metadata(display_name=TEXT_TAG, description="")
         values = [
             self._encoder.findings(self._new.values()),
-            Summary.Value(tag=f"{TEXT_TAG}/text_summary", tensor=text, metadata=about),
+            wire.value(Summary.Value(tag=f"{TEXT_TAG}/text_summary", tensor=text, metadata=about)),
         ]
         self._new, self._step_of_findings = {}, step
         return values
 
-    def _layout(self, sink: Any) -> list[Any]:
+    def _layout(self, sink: Any) -> list[bytes]:
         if self._has_layout:
             return []
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -123,7 +139,7 @@ class EventFileWriter:
         if not directory.is_dir() or any(mentions(file, tag.encode()) for file in in_directory(directory)):
             return []
         about = metadata.create_summary_metadata()
-        return [Summary.Value(tag=tag, tensor=_layout_tensor(), metadata=about)]
+        return [wire.value(Summary.Value(tag=tag, tensor=_layout_tensor(), metadata=about))]
 
 
 def _open(logdir: str) -> Any:
@@ -138,11 +154,14 @@ def _open(logdir: str) -> Any:
         raise LogdirError(f"the log directory {logdir!r} cannot be written: {error}; give one that can") from error
 
 
-def _add(sink: Any, values: list[Any], step: int) -> None:
+def _add(sink: Any, events: list[bytes]) -> None:
+    if isinstance(sink, EventFile):
+        sink.append(events)
+        return
     from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
 
-    sink.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+    for event in events:
+        sink.add_event(Event.FromString(event))
 
 
 def _table(findings: list[Finding]) -> str:

@@ -97,10 +97,10 @@ def test_one_object_serves_records_of_different_sites():
 
 
 def test_the_folds():
-    assert quantiles(np.array([2.0, 1.0, 3.0])) == (1, 1, 2, 3, 3)
-    assert root_of_squares(np.array([3.0, 4.0])) == (5,)
-    assert root_of_squares(np.array([3e38, 4e38])) == pytest.approx((5e38,))
-    assert at_least(np.array([2.0, NAN])) == (3,)
+    assert quantiles(np.array([[2.0, 1.0, 3.0], [6.0, 5.0, 4.0]])).tolist() == [[1, 1, 2, 3, 3], [4, 4, 5, 6, 6]]
+    assert root_of_squares(np.array([[3.0, 4.0], [0.0, 2.0]])).tolist() == [[5], [2]]
+    assert root_of_squares(np.array([3e38, 4e38])) == pytest.approx(5e38)
+    assert at_least(np.array([[2.0, NAN], [2.0, 0.0]])).tolist() == [[3], [2]]
 
 
 def test_every_summary_names_its_scalars_once():
