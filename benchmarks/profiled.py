@@ -18,19 +18,19 @@ from benchmarks.networks import TASKS, mlp
 from benchmarks.tools import ALONE, CYCLE, DEFAULT, EVERY_STEP, Tool
 from benchmarks.training import Training
 from gradwatch.capture.hooks import Hook
-from gradwatch.capture.recorder import Recorder
 from gradwatch.detectors import DEFAULT as DETECTORS
 from gradwatch.detectors import Ledger, raise_error
 from gradwatch.history import History
+from gradwatch.judging import Judging
 from gradwatch.watch import Watch
 from gradwatch.writers.tensorboard import EventFileWriter
 
 ENTRANCES: dict[str, tuple[tuple[type, str], ...]] = {
     "hooks": ((Hook, "__call__"),),
     "optimizer boundary": ((Watch, "_before_step"), (Watch, "_after_step"), (Watch, "loss")),
-    "record": ((Recorder, "finish"),),
+    "record": ((Judging, "add"),),
     "detectors": ((History, "append"), (Ledger, "update")),
-    "event file": ((EventFileWriter, "write"), (EventFileWriter, "report")),
+    "event file": ((EventFileWriter, "write_all"), (EventFileWriter, "report")),
 }
 """Part → where it is entered. What one part calls of another counts for the other."""
 

@@ -88,6 +88,18 @@ class Losses:
         self.signed = self._lowest < 0 < self._highest
         self.learning = self.present < self.times(LEARNING) or (None if self.signed else False)
 
+    @property
+    def settled(self) -> bool:
+        """Whether the loss at the start is known for good."""
+        return len(self._firsts) == FIRST
+
+    @property
+    def stays_below(self) -> bool:
+        """Whether the present loss is under a positive one at the start, and stays there as long as every new loss is."""
+        newest = list(self._newest)[-PRESENT:]
+        # Of the ten whose median is taken, four may lie anywhere; each that leaves makes room for one below.
+        return self.first > 0 and len(newest) == PRESENT and sum(loss >= self.first for loss in newest) < PRESENT / 2
+
     def times(self, factor: float, first: float | None = None) -> float:
         """The loss at the start, moved by as many times its size as makes it ``factor`` times as large: losses may be negative."""
         start = self.first if first is None else first

@@ -37,20 +37,10 @@ SAFE_NORM = (1e-15, 1e15)
 """A float32 norm inside this band was neither rounded to zero nor overflowed while its elements were squared: float32 ends at
 1.2e-38 and 3.4e38, and squares of elements that matter stay far from both. Outside it the tensor is measured again in float64."""
 
-Pieces = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""(sum, norm, min, max, zeros, nonfinite) of one tensor, each a 0-dimensional tensor on its device."""
+Part = Tensor | float
 
-
-class Copied(NamedTuple):
-    """A small tensor that is still to be measured, along with others of its shape.
-
-    Attributes:
-        values: A copy, so that nothing which becomes of the tensor changes what is measured.
-        zeros: Whether its zeros are counted.
-    """
-
-    values: Tensor
-    zeros: bool
+Pieces = tuple[Part, Part, Part, Part, Part, Part]
+"""(sum, norm, min, max, zeros, nonfinite) of one tensor: each a 0-dimensional tensor on its device, or all of them numbers."""
 
 
 class Parts(NamedTuple):
@@ -66,9 +56,11 @@ class Parts(NamedTuple):
 
 
 SMALL = 4096
-"""Elements up to which copying a tensor now and measuring many together later costs less than the calls that measure one alone."""
+"""Elements up to which copying a tensor now and measuring many together later, by ``of_rows``, costs less than the calls that
+measure one alone."""
 
-_constants: dict[tuple[torch.device, str], Tensor] = {}
+WIDE = 16_384
+"""Elements from which on two passes for the extremes take less than the one of ``aminmax``, which a CPU does not vectorise."""
 
 
 @overload
@@ -76,10 +68,10 @@ def measure(tensor: Tensor, *, zeros: bool = ..., later: Literal[False] = ...) -
 
 
 @overload
-def measure(tensor: Tensor, *, zeros: bool = ..., later: bool) -> tuple[int, Pieces | Copied | Parts]: ...
+def measure(tensor: Tensor, *, zeros: bool = ..., later: bool) -> tuple[int, Pieces | Parts]: ...
 
 
-def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tuple[int, Pieces | Copied | Parts]:
+def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tuple[int, Pieces | Parts]:
     """Reduces a tensor to its moments, without waiting for its device.
 
     Half precision is reduced in float32 and float64 in float64; integers and booleans are taken as float32, a complex number as
@@ -90,14 +82,13 @@ def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tupl
     Args:
         tensor: Any shape and dtype.
         zeros: Also count the elements that are exactly zero; else the count is NaN.
-        later: Whether ``table`` may do the rest: measure the copy of a small tensor on a CPU, join the parts of one on a GPU.
+        later: Whether ``table`` may do the rest: join the parts of a tensor on a GPU.
 
     Returns:
         The number of elements and their moments.
     """
     if tensor.dtype is torch.float32 and readable(tensor) and tensor.layout is torch.strided and tensor.numel():
-        count, values = tensor.numel(), tensor.detach()  # nearly every tensor of nearly every run on a CPU
-        return count, Copied(values.clone(), zeros) if later and count <= SMALL else _plain(values, zeros)
+        return tensor.numel(), _plain(tensor.detach(), zeros)  # nearly every tensor of nearly every run on a CPU
     if tensor.layout is torch.strided:
         dense, unstored = _real(tensor.detach()), 0
     else:
@@ -109,7 +100,11 @@ def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tupl
     pieces = _plain(dense, zeros) if readable(dense) else _without_reading(dense, zeros)
     if unstored:
         total, norm, low, high, zero, nonfinite = pieces
-        pieces = total, norm, low.clamp(max=0), high.clamp(min=0), zero + unstored, nonfinite
+        if isinstance(low, Tensor) and isinstance(high, Tensor):
+            low, high = low.clamp(max=0), high.clamp(min=0)
+        else:
+            low, high = min(low, 0), max(high, 0)  # the first of both, where it is NaN
+        pieces = total, norm, low, high, zero + unstored, nonfinite
     return dense.numel() + unstored, pieces
 
 
@@ -128,6 +123,17 @@ def _stored(tensor: Tensor) -> tuple[Tensor, int]:
     return _real(values), (tensor.numel() - values.numel()) * (2 if tensor.is_complex() else 1)
 
 
+def is_small(tensor: Tensor) -> bool:
+    """Whether a copy of a tensor is best measured together with others of its shape, by ``of_rows``."""
+    return (
+        type(tensor) is Tensor
+        and tensor.dtype is torch.float32
+        and 0 < tensor.numel() <= SMALL
+        and tensor.layout is torch.strided
+        and readable(tensor)
+    )
+
+
 def readable(tensor: Tensor) -> bool:
     """Whether a value can be read at no cost: a plain tensor in main memory, not a fake or a distributed one."""
     return type(tensor) is Tensor and tensor.device.type == "cpu"
@@ -136,18 +142,20 @@ def readable(tensor: Tensor) -> bool:
 def _plain(x: Tensor, zeros: bool) -> Pieces:
     wide = torch.float64 if x.dtype is torch.float64 else torch.float32
     total, norm = x.sum(dtype=wide), torch.linalg.vector_norm(x, dtype=wide)
-    low, high = torch.aminmax(x)
-    nonfinite = _constant(x, 0.0)
-    if not (SAFE_NORM[0] < norm.item() < SAFE_NORM[1]):
-        nonfinite, total, norm = _count_nonfinite(x), x.sum(dtype=torch.float64), _scaled_norm(x, low, high)
-    return total, norm, low, high, _count_zeros(x) if zeros else _constant(x, float("nan")), nonfinite
+    low, high = torch.aminmax(x) if x.numel() < WIDE else (x.amin(), x.amax())
+    count = _count_zeros(x).item() if zeros else math.nan
+    size = norm.item()
+    if SAFE_NORM[0] < size < SAFE_NORM[1]:
+        return total.item(), size, low.item(), high.item(), count, 0.0
+    total, norm, nonfinite = x.sum(dtype=torch.float64), _scaled_norm(x, low, high), _count_nonfinite(x)
+    return total.item(), norm.item(), low.item(), high.item(), count, nonfinite.item()
 
 
 def _without_reading(x: Tensor, zeros: bool) -> Pieces:
     low, high = torch.aminmax(x)
     # A square of a float32 fits into float64; only float64 itself has to be scaled.
     norm = _scaled_norm(x, low, high) if x.dtype == torch.float64 else torch.linalg.vector_norm(x, dtype=torch.float64)
-    count = _count_zeros(x) if zeros else _constant(x, float("nan"))
+    count = _count_zeros(x) if zeros else torch.full((), math.nan, device=x.device)
     return x.sum(dtype=torch.float64), norm, low, high, count, _count_nonfinite(x)
 
 
@@ -170,44 +178,41 @@ def _count_nonfinite(x: Tensor) -> Tensor:
     return torch.ne(difference, 0, out=torch.empty_like(difference)).sum()
 
 
-def _constant(like: Tensor, value: float) -> Tensor:
-    if type(like) is not Tensor:  # a fake tensor must not leave a fake constant behind
-        return torch.full((), value, device=like.device)
-    key = like.device, str(value)
-    if key not in _constants:
-        _constants[key] = torch.full((), value, device=like.device)
-    return _constants[key]
-
-
 def _all_zero(like: Tensor, count: int) -> Pieces:
     """Moments of an empty tensor, or of a sparse one that stores nothing: ``count`` zeros."""
     zero = torch.zeros((), device=like.device)
     return zero, zero, zero, zero, torch.full((), float(count), device=like.device), zero
 
 
-def table(pieces: Sequence[Pieces | Copied | Parts]) -> Tensor:
-    """Joins the moments of many tensors on one device, shape (tensors, 6)."""
+def table(pieces: Sequence[Pieces | Parts]) -> Tensor:
+    """Joins the moments of many tensors on one device, shape (tensors, 6); numbers belong to main memory."""
     alone: list[Pieces] = []
     where: list[int] = []
-    alike: dict[tuple[type, torch.Size, bool], list[tuple[int, Tensor]]] = {}
+    alike: dict[tuple[torch.Size, bool], list[tuple[int, Tensor]]] = {}
     for index, piece in enumerate(pieces):
-        if isinstance(piece, (Copied, Parts)):
-            alike.setdefault((type(piece), piece.values.shape, piece.zeros), []).append((index, piece.values))
+        if isinstance(piece, Parts):
+            alike.setdefault((piece.values.shape, piece.zeros), []).append((index, piece.values))
         else:
             where.append(index)
             alone.append(piece)
-    joined = torch.stack([part for row in alone for part in row]).view(-1, 6) if alone else None
+    joined = _stacked(alone) if alone else None
     if not alike:
         return torch.empty(0, 6) if joined is None else joined
     parts = [] if joined is None else [joined.double()]
-    for (kind, _, zeros), group in alike.items():
+    for (_, zeros), group in alike.items():
         where += [index for index, _ in group]
-        values = [values for _, values in group]
-        parts.append(_together(values, zeros) if kind is Copied else _joined(values, zeros))
+        parts.append(_joined([values for _, values in group], zeros))
     together = torch.cat(parts)
     # Back in order through the inverse permutation: an index that lies on the host would make a device wait for it.
     order = torch.tensor(where).argsort()
     return together[order if together.device.type == "cpu" else order.pin_memory().to(together.device, non_blocking=True)]
+
+
+def _stacked(rows: list[Pieces]) -> Tensor:
+    tensors = [part for row in rows for part in row if isinstance(part, Tensor)]
+    if len(tensors) == 6 * len(rows):
+        return torch.stack(tensors).view(-1, 6)
+    return torch.tensor([[float(part) for part in row] for row in rows], dtype=torch.float64)
 
 
 def _joined(parts: list[Tensor], zeros: bool) -> Tensor:
@@ -217,15 +222,28 @@ def _joined(parts: list[Tensor], zeros: bool) -> Tensor:
     return rows
 
 
-def _together(values: list[Tensor], zeros: bool) -> Tensor:
-    """What ``_plain`` says of each of several tensors of one shape, (tensors, 6)."""
-    x = torch.stack(values).reshape(len(values), -1)  # not a view: images may be stored channels last
-    norm, low, high = torch.linalg.vector_norm(x, dim=1), x.amin(1), x.amax(1)  # aminmax along a dimension is 40 times slower
-    count = _count_zeros(x, 1) if zeros else torch.full_like(norm, math.nan)
-    joined = torch.stack([x.sum(1), norm, low, high, count, torch.zeros_like(norm)], 1).double()
-    unsafe = ~((norm > SAFE_NORM[0]) & (norm < SAFE_NORM[1])) & ((low != 0) | (high != 0))
-    for index in np.flatnonzero(unsafe.numpy()):
-        joined[index] = torch.stack(_plain(x[index], zeros))
+def of_rows(x: Tensor, *, zeros: bool = False) -> Tensor:
+    """What ``measure`` says of each row of a matrix: of as many small tensors that were stacked, in main memory and in float32.
+
+    Args:
+        x: (tensors, elements).
+        zeros: Also count the elements that are exactly zero.
+
+    Returns:
+        (tensors, 6), float64, as ``table`` joins them.
+    """
+    # NumPy puts a few numbers in order at a third of what it costs PyTorch.
+    found = np.empty((len(x), 6))
+    found[:, 0] = x.sum(1).numpy()
+    found[:, 1] = norm = torch.linalg.vector_norm(x, dim=1).numpy()
+    found[:, 2], found[:, 3] = x.amin(1).numpy(), x.amax(1).numpy()  # aminmax along a dimension is 40 times slower
+    found[:, 4] = _count_zeros(x, 1).numpy() if zeros else math.nan
+    found[:, 5] = 0
+    joined = torch.from_numpy(found)
+    if not (norm.min() > SAFE_NORM[0] and norm.max() < SAFE_NORM[1]):
+        unsafe = ~((norm > SAFE_NORM[0]) & (norm < SAFE_NORM[1])) & ((found[:, 2] != 0) | (found[:, 3] != 0))
+        for index in np.flatnonzero(unsafe):
+            joined[index] = torch.tensor(_plain(x[index], zeros), dtype=torch.float64)
     return joined
 
 
@@ -240,16 +258,16 @@ def rows(counts: Sequence[int], joined: npt.NDArray[np.float64]) -> Array:
         (tensors, len(COLUMNS)), float32. A finite float64 beyond float32's range is stored as the nearest float32.
     """
     count = np.asarray(counts, np.float64)
-    total, norm, low, high, zeros, nonfinite = joined.astype(np.float64).T
-    with np.errstate(all="ignore"):
-        mean, rms = total / count, norm / np.sqrt(count)
     wide = np.full((len(count), len(COLUMNS)), np.nan)
-    wide[:, : NONFINITE + 1] = np.stack([count, np.ones_like(count), mean, rms, low, high, zeros, nonfinite], axis=1)
+    wide[:, COUNT], wide[:, CALLS] = count, 1
+    with np.errstate(all="ignore"):
+        wide[:, MEAN], wide[:, RMS] = joined[:, 0] / count, joined[:, 1] / np.sqrt(count)
+    wide[:, MIN : NONFINITE + 1] = joined[:, 2:]
     wide[count == 0] = EMPTY
     return _narrow(wide)
 
 
-def norm_rows(counts: Sequence[int], norms: npt.NDArray[np.float64]) -> Array:
+def norm_rows(counts: Sequence[int] | npt.NDArray[np.float64], norms: npt.NDArray[np.float64]) -> Array:
     """Rows of tensors of which only the Euclidean norm was measured; everything else about them is NaN."""
     count = np.asarray(counts, np.float64)
     wide = np.full((len(count), len(COLUMNS)), np.nan)
@@ -292,10 +310,11 @@ EMPTY = np.array([0, 0] + [np.nan] * (len(COLUMNS) - 2), np.float32)
 def _narrow(wide: npt.NDArray[np.float64]) -> Array:
     with np.errstate(over="ignore", under="ignore"):
         narrow = wide.astype(np.float32)
-    lost = np.isfinite(wide) & ~np.isfinite(narrow)
-    narrow[lost] = np.copysign(np.finfo(np.float32).max, wide[lost])
-    tiny = np.finfo(np.float32).smallest_subnormal
-    narrow[(wide[:, RMS] > 0) & (narrow[:, RMS] == 0), RMS] = tiny
+    lost = np.isfinite(wide) != np.isfinite(narrow)
+    if lost.any():
+        narrow[lost] = np.copysign(np.finfo(np.float32).max, wide[lost])
+    if not narrow[:, RMS].all():
+        narrow[(wide[:, RMS] > 0) & (narrow[:, RMS] == 0), RMS] = np.finfo(np.float32).smallest_subnormal
     return narrow
 
 

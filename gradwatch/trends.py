@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,16 @@ USUAL = 20
 
 RECENT = 5
 """Records over which a site's recent level is averaged, in log units: a rise shows here first."""
+
+CALM = (0.01, 10.0)
+"""A gradient's rms over its usual level, between which nothing is to be said of it."""
+
+MOST_CALM = 12
+"""Calm records in a row of which that holds: they move the usual level, by a twentieth of the distance each."""
+
+CALM_GROWTH = 100.0
+"""What all of them stay under, over the level that is usual then: after eleven records at a hundredth it has fallen by a factor of
+7.3, and the twelfth may be ten times what it was before."""
 
 Values = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -95,6 +105,20 @@ def _is_of_parameter(sites: Sites) -> Flags:
 @per_sites
 def _last_output(sites: Sites) -> int | None:
     return next((index for index in reversed(range(len(sites))) if sites[index].tensor == "activation"), None)
+
+
+class Calm(NamedTuple):
+    """What the sites of a light record have to keep within for it to be like those before it.
+
+    Attributes:
+        low: rms, (sites,).
+        high: rms, (sites,).
+        loss: What the loss is under, that of the start; None where no loss was ever told.
+    """
+
+    low: Values
+    high: Values
+    loss: float | None
 
 
 @dataclass
@@ -176,6 +200,27 @@ class Trends:
         else:
             self._take_all(record, where, rms.astype(np.float64))
         self.overflows = own.overflows = own.overflows + 1 if record.skipped and self.broken else 0
+
+    def calm(self, sites: Sites) -> Calm | None:
+        """Between which levels the next light record has to lie to be like those before it.
+
+        Args:
+            sites: Those of the record, in any order.
+
+        Returns:
+            None where the run is not calm itself: it has just begun, a site is at rest, or there was a NaN.
+        """
+        if self.resting or self.broken or len(self._optimizers) != 1:
+            return None
+        where = self.where(sites)
+        usual = self._now_usual[where]
+        if not len(where) or self.seen[where].min() < USUAL or not np.isfinite(usual).all():
+            return None
+        losses = self.losses
+        if not (math.isnan(losses.first) or losses.settled):
+            return None
+        low, high = (10**usual * bound for bound in CALM)
+        return Calm(low, high, None if math.isnan(losses.first) else losses.first)
 
     def _optimizer_of(self, sites: Sites) -> _Optimizer:
         trained = trained_layers(sites)

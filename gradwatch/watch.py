@@ -22,11 +22,12 @@ from gradwatch.capture.hooks import Hook
 from gradwatch.capture.membership import Membership
 from gradwatch.capture.recorder import Recorder
 from gradwatch.capture.selection import listed, strangers
-from gradwatch.detectors import Detector, Ledger, name_of
+from gradwatch.detectors import Detector
 from gradwatch.distributed import Processes, rank, world_size
 from gradwatch.errors import GradWatchWarning, InvalidSetting, WatchClosed
 from gradwatch.history import History
 from gradwatch.incidents import group
+from gradwatch.judging import Judging
 from gradwatch.records import Finding, Incident, Record
 from gradwatch.settings import OnFinding, act, check_model, chosen, destinations
 from gradwatch.summary import render
@@ -103,11 +104,7 @@ def watch(
 
 
 class Watch:
-    """Records what flows through a model while it trains, and says what is wrong with it. Made by ``gradwatch.watch``.
-
-    Attributes:
-        history: The newest records, and what was found.
-    """
+    """Records what flows through a model while it trains, and says what is wrong with it. Made by ``gradwatch.watch``."""
 
     def __init__(
         self,
@@ -129,7 +126,6 @@ class Watch:
     ) -> None:
         membership = Membership(model, include, exclude)
         claims.refuse_claimed(membership.selection)
-        self.history = History()
         self._turn = Turns()  # threads may train one model, each with its own optimizer
         self._on_finding = on_finding
         self._optimizers = list(optimizers)
@@ -137,12 +133,11 @@ class Watch:
             None if budget is None else Budget(budget, every, alone=lambda: world_size() == 1, optimizers=max(1, len(optimizers)))
         )
         self._guard = Guard(None if self._budget is None else self._budget.meter)
-        self._writers = [] if rank() else destinations(logdir, writers)  # of several processes the first one writes
-        self._ledger = Ledger(detectors, self._drop_detector)
+        writers = [] if rank() else destinations(logdir, writers)  # of several processes the first one writes
+        self._judging = Judging(detectors, writers, self._guard, self._turn, hurried=budget is not None)
         self._recorder = Recorder(
             membership, self._optimizers, every=every, scaler=scaler, first_step=first_step, fail=self.fail, budget=self._budget
         )
-        self._news: list[Finding] = []
         self._remarks: list[str] = []
         self._closed = False
         self._attached = contextlib.ExitStack()
@@ -165,9 +160,14 @@ class Watch:
     # -------------------------------------------------------------- for users
 
     @property
+    def history(self) -> History:
+        """The newest records, and what was found. Asking for it makes the records that may have waited to be made."""
+        return self._judging.history
+
+    @property
     def findings(self) -> list[Finding]:
         """What was found, in order of ``first_step``."""
-        return self._ledger.findings
+        return self._judging.findings
 
     @property
     def incidents(self) -> list[Incident]:
@@ -266,9 +266,8 @@ class Watch:
         with self._guard():
             self._finish()
             self._processes.leave()
-            for finding in self._ledger.close():
-                self._write("report", finding)
-        self._write("close")
+            self._judging.close()
+        self._judging.dismiss()
         self._announce()
 
     def __enter__(self) -> Watch:
@@ -347,16 +346,14 @@ class Watch:
     # -------------------------------------------------------------- one step
 
     def _before_step(self, optimizer: Optimizer) -> None:
-        with self._turn, self._guard():
-            self._remark(self._recorder.scaling.remark())
-            self._recorder.read(optimizer)
+        with self._turn:
+            self._guard.run(self._read, optimizer)
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        with self._turn, self._guard():
-            if self._recorder.begun:
-                self._recorder.overflow(optimizer)
-                self._seal(skipped=False)
-        self._announce()
+        with self._turn:
+            self._guard.run(self._end, optimizer)
+        if self._judging.news:
+            self._announce()
 
     def _after_skip(self, optimizer: Optimizer) -> None:
         with self._turn, self._guard():
@@ -364,6 +361,16 @@ class Watch:
                 self._recorder.read(optimizer)
                 self._seal(skipped=True)
         self._announce()
+
+    def _read(self, optimizer: Optimizer) -> None:
+        if self._recorder.full:  # as often as is needed to say it once
+            self._remark(self._recorder.scaling.remark())
+        self._recorder.read(optimizer)
+
+    def _end(self, optimizer: Optimizer) -> None:
+        if self._recorder.begun:
+            self._recorder.overflow(optimizer)
+            self._seal(skipped=False)
 
     def _remark(self, sentence: str | None) -> None:
         """Says, once, what the user should know of this way of training; it is no finding, as nothing is wrong with the model."""
@@ -373,52 +380,37 @@ class Watch:
 
     def _seal(self, *, skipped: bool) -> None:
         """Ends the step in progress, once the record before it is final."""
-        with self._guard():  # where that fails, the step ends all the same
-            self._finish()
+        self._guard.run(self._finish)  # where that fails, the step ends all the same
         if self._budget is not None:
-            self._budget.suspicious = self._ledger.suspicious
+            self._budget.suspicious = self._judging.suspicious
         self._recorder.seal(skipped=skipped)
         if self._budget is not None and (news := self._budget.news()) is not None:
             log.log(logging.WARNING if self._budget.missed else logging.INFO, "%s", news)
         if self._processes.together and self._recorder.settled:
-            self._processes.send(self._recorder.finish)
+            self._processes.send(self._recorded)
 
     def _finish(self) -> None:
-        """Makes the sealed record final, judges it, and hands it to the writers."""
-        self._processes.send(self._recorder.finish)  # unless that was done as soon as the step was over
+        """Makes the sealed step final."""
+        if self._processes.alone:
+            if (sealed := self._recorder.finish()) is not None:
+                self._judging.add(sealed)
+            return
+        self._processes.send(self._recorded)  # unless that was done as soon as the step was over
         record = self._processes.receive()
         if record is None:
             return
-        if self._writers and self._processes.together and not self._processes.speaks:
-            self._write("close")  # the process group is younger than the watch
-            self._writers.clear()
-        self.history.append(record)
-        with self._guard():
-            news = self._ledger.update(self.history)
-            self.history.findings = self.findings
-            self._news += news.raised
-            for finding in (*news.raised, *news.over):
-                self._write("report", finding)
-        self._write("write", record)
+        if self._processes.together and not self._processes.speaks:
+            self._judging.dismiss()  # the process group is younger than the watch
+        self._judging.take(record)
+
+    def _recorded(self) -> Record | None:
+        sealed = self._recorder.finish()
+        return None if sealed is None else sealed.record()
 
     def _announce(self) -> None:
         """Acts on new findings as the user asked; what this raises is meant to reach the training."""
-        while self._news:
-            act(self._news.pop(0), self._on_finding, aloud=self._processes.speaks)
-
-    # -------------------------------------------------------------- errors
-
-    def _write(self, verb: str, *args: Record | Finding) -> None:
-        for writer in list(self._writers):
-            try:
-                getattr(writer, verb)(*args)
-            except Exception as error:  # noqa: BLE001  # a full disk must not end the training
-                self._writers.remove(writer)
-                self._guard.say(type(writer).__name__, error, f"the writer {type(writer).__name__} failed and is not used any more")
-
-    def _drop_detector(self, detector: Detector, error: Exception) -> None:
-        name = name_of(detector)
-        self._guard.say(name, error, f"the detector {name} failed and is not used any more")
+        while self._judging.news:
+            act(self._judging.news.pop(0), self._on_finding, aloud=self._processes.speaks)
 
     def _refuse_closed(self, method: str) -> None:
         if self._closed:

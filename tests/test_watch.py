@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gradwatch
-from gradwatch.capture import gradients, parameters
+from gradwatch.capture import gradients
 from gradwatch.errors import WatchClosed
 
 # One neuron by hand: z = Wx + b, a = σ(z), L = (a − y)², and one step of gradient descent.
@@ -251,8 +251,8 @@ def test_no_python_runs_in_the_model_while_a_step_is_not_sampled(monkeypatch):
         optimizer.step()
         measured, kernels = [], []
         monkeypatch.setattr(gradients.Gradients, "_arrived", lambda *_: measured.append(1))
-        foreach = parameters.foreach_norm
-        monkeypatch.setattr(parameters, "foreach_norm", lambda tensors: kernels.append(len(tensors)) or foreach(tensors))
+        foreach = torch._foreach_norm
+        monkeypatch.setattr(torch, "_foreach_norm", lambda tensors, *_: kernels.append(len(tensors)) or foreach(tensors))
         for _ in range(5):
             model(torch.ones(4, 2)).sum().backward()
             optimizer.step()

@@ -111,7 +111,15 @@ def test_a_broken_detector_is_dropped_and_the_others_go_on(untouched, caplog):
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [(moments, "measure"), (moments, "rows"), (moments, "merge_all"), (Tape, "add_norms"), (Tape, "take"), (Transfer, "rows")],
+    [
+        (moments, "of_rows"),
+        (moments, "rows"),
+        (moments, "merge_all"),
+        (Tape, "add"),
+        (Tape, "add_norms"),
+        (Tape, "take"),
+        (Transfer, "rows"),
+    ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_bug_inside_does_not_reach_the_training(place, name, untouched, monkeypatch, caplog):
@@ -139,7 +147,7 @@ def test_steps_keep_their_numbers_where_a_measurement_fails(monkeypatch, caplog)
     with gradwatch.watch(model, optimizer, every=1, detectors=()) as watch:
         train(model, optimizer, 1)
         with monkeypatch.context() as broken:
-            broken.setattr(moments, "measure", lambda *_, **__: 1 / 0)
+            broken.setattr(Tape, "add", lambda *_, **__: 1 / 0)
             train(model, optimizer, 2)
         train(model, optimizer, 1)
     assert [record.step for record in watch.history] == [0, 1, 2, 3]

@@ -34,6 +34,7 @@ from gradwatch.capture.passes import Passes
 from gradwatch.capture.probes import FLAT, After, Before
 from gradwatch.capture.selection import kind_of
 from gradwatch.capture.shards import local
+from gradwatch.capture.shares import Shares
 from gradwatch.capture.structure import unique_tensors
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
@@ -97,6 +98,8 @@ class Activations:
         self._attached: set[str] = set()
         self._inputs: dict[tuple[int, int], Inputs] = {}
         self._silent = units.SilentUnits()
+        self._shares = Shares(tape, self._silent.saw)
+        self.gradients.on_other_pass(self._shares.forget_passages)
         self._sites: dict[str, Site] = {}
         self._channels_first: dict[int, bool] = {}
         self._places: dict[str, int] = {}
@@ -153,7 +156,7 @@ class Activations:
         Args:
             sampling: Whether the record samples activations. Else nothing is measured, and hooks stay only on what may be compiled.
         """
-        if not sampling and self._known:
+        if not sampling and self.known:
             self.pause()
         else:
             self.gradients.listening = self.sinks.sampling = sampling
@@ -161,13 +164,13 @@ class Activations:
             self.attach()
 
     @property
-    def _known(self) -> bool:
+    def known(self) -> bool:
         """Whether a forward has come by, so that it is known what is compiled: until then hooks wait on every layer."""
         return bool(self.reached) or self.sinks.traced
 
     def attach(self) -> None:
         """Puts the hooks on the modules, where they are waited for and not there already."""
-        if self.gradients.listening or not self._known:
+        if self.gradients.listening or not self.known:
             self._attach(self._hooks.keys() - self._attached)
 
     def _attach(self, layers: set[str]) -> None:
@@ -200,7 +203,7 @@ class Activations:
         Code that was compiled with a hook has to find it there: it is made anew without it, and then never misses it again.
         """
         self.gradients.listening = self.sinks.sampling = False
-        if self._known:
+        if self.known:
             self._detach((self._attached & self.reached) - self.sinks.inside if self.sinks.traced else self._attached)
         self.gradients.release()
         self._inputs.clear()
@@ -213,8 +216,9 @@ class Activations:
 
     def end_record(self) -> None:
         """Notes what only a whole record shows, and gets ready for the next one."""
-        for layer, dead in self._silent.close():
-            self._tape.note(self._sites[layer], moments.DEAD, dead)
+        self._shares.tell()
+        for layers, dead in self._silent.close():
+            self._tape.note_all(tuple(self._sites[layer] for layer in layers), moments.DEAD, dead)
         self.sinks.deliver(self._tape)
         self.gradients.end_record()
         self._inputs.clear()
@@ -274,7 +278,9 @@ class Activations:
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._observing():
             # Keyed by the call, and not a stack: a forward that raises, or that a checkpoint breaks off, has no end.
-            self._inputs[threading.get_ident(), id(module)] = Inputs(unique_tensors((args, kwargs)))
+            self._inputs[threading.get_ident(), id(module)] = Inputs(
+                unique_tensors(args[0] if len(args) == 1 and not kwargs else (args, kwargs))
+            )
 
     def _after(
         self, site: Site, grad_site: Site, input_site: Site | None, module: nn.Module, args: Any, kwargs: Any, output: Any
@@ -288,7 +294,9 @@ class Activations:
         active = input_site is not None
         values = local(output) if isinstance(output, Tensor) else None
         passage = None if values is None else self._passage(site, module, inputs, nodes, values, active=active)
-        self._observe(site, grad_site, output, (args, kwargs), passage, zeros=input_site is not None)
+        copy = self._observe(site, grad_site, output, (args, kwargs), passage, zeros=input_site is not None)
+        if passage is not None and values is not None and values.dim() > 1 and values.numel():
+            self._note_awake(site, values, copy)  # else each element is a sample of its own
         if inputs is not None and input_site is not None:
             self.gradients.arm_inputs(inputs, nodes, input_site, None if passage is None else passage.leave)
 
@@ -296,32 +304,42 @@ class Activations:
         self, site: Site, module: nn.Module, inputs: Inputs | None, nodes: list[Node], output: Tensor, *, active: bool
     ) -> _Passage | None:
         """The way back through an elementwise activation. What the output of another module tells is noted."""
-        thread = threading.get_ident()  # replicas of a model run side by side, each in a thread of its own
         if inputs is not None and is_elementwise(module, inputs, nodes, output):
-            axis = 1 if self._channels_first.get(thread) and output.dim() > 2 else output.dim() - 1
-            if output.dim() > 1 and output.numel():  # else each element is a sample of its own
-                self._sites[site.layer] = site
-                self._silent.saw(site.layer, units.awake_units(output, axis))
-            return _Passage(module)
+            return _Passage(module, self._shares)
         if isinstance(module, nn.Softmax) and module.dim is not None and output.numel():
             self._tape.note(site, moments.CLOSED, units.confident_share(output, module.dim))
         elif not active and not isinstance(module, PASSIVE):
-            self._channels_first[thread] = units.channels_first(module)
+            # Replicas of a model run side by side, each in a thread of its own.
+            self._channels_first[threading.get_ident()] = units.channels_first(module)
         return None
+
+    def _note_awake(self, site: Site, output: Tensor, copy: Tensor | None) -> None:
+        axis = 1 if self._channels_first.get(threading.get_ident()) and output.dim() > 2 else output.dim() - 1
+        self._sites[site.layer] = site
+        if copy is not None:
+            self._shares.output(site.layer, copy, axis)
+        else:
+            self._silent.saw((site.layer,), units.awake_units(output, axis).unsqueeze(0))
 
     def _observe(
         self, site: Site, grad_site: Site, output: Any, given: Any = None, passage: _Passage | None = None, *, zeros: bool
-    ) -> None:
-        tensors = list(unique_tensors(output))
+    ) -> Tensor | None:
+        """Measures what a layer returned, and its gradient when it comes; returns the copy of a single small tensor."""
+        copy = None
+        tensors = unique_tensors(output)
         (self.barren.discard if tensors else self.barren.add)(site.layer)
         for tensor in tensors:
-            self._tape.add(site, tensor, zeros=zeros)
+            copy = self._tape.add(site, tensor, zeros=zeros)
             if tensor.requires_grad:
                 self.gradients.arm(tensor, grad_site, given, None if passage is None else passage.enter)
+        return copy
 
 
 class _Hooks:
     """The hooks of one layer, which come and go.
+
+    To register a hook makes a handle, which costs more than all that a step without hooks takes. So it is registered once, and
+    then put back where it was registered.
 
     Args:
         what: What they were made for.
@@ -339,14 +357,25 @@ class _Hooks:
         self._places.append((hook, register, settings))
 
     def attach(self) -> None:
-        """Attaches them."""
-        self._handles = [register(hook, **settings) for hook, register, settings in self._places]
+        """Attaches them, which are not attached."""
+        if not self._handles:
+            self._handles = [register(hook, **settings) for hook, register, settings in self._places]
+            return
+        for index, (hook, register, settings) in enumerate(self._places):
+            handle = self._handles[index]
+            hooks = handle.hooks_dict_ref()
+            if hooks is None:  # the module has got other dictionaries
+                self._handles[index] = register(hook, **settings)
+                continue
+            hooks[handle.id] = hook
+            wants_keywords = handle.extra_dict_ref[0]() if settings else None
+            if wants_keywords is not None:
+                wants_keywords[handle.id] = True
 
     def detach(self) -> None:
         """Takes them off."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
 
     @property
     def last(self) -> bool:
@@ -358,21 +387,26 @@ class _Hooks:
 class _Passage:
     """One way back through an activation: dL/da comes in, dL/dz goes out, and their quotient is the local derivative."""
 
-    __slots__ = ("_came", "_module")
+    __slots__ = ("_came", "_copy", "_peak", "_shares")
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, shares: Shares) -> None:
+        self._peak, self._shares = units.peak(module), shares
         self._came: Tensor | None = None
+        self._copy: Tensor | None = None
 
-    def enter(self, _tape: Tape, _site: Site, grad: Tensor) -> None:
+    def enter(self, _tape: Tape, _site: Site, grad: Tensor, copy: Tensor | None) -> None:
         """Takes dL/da."""
-        self._came = grad
+        self._came, self._copy = grad, copy
 
-    def leave(self, tape: Tape, site: Site, grad: Tensor) -> None:
+    def leave(self, tape: Tape, site: Site, grad: Tensor, copy: Tensor | None) -> None:
         """Takes dL/dz, and notes how far the valve is closed."""
-        came, self._came = self._came, None
-        if came is not None and came.shape == grad.shape and came.dtype == grad.dtype:
-            tape.note(site, moments.CLOSED, units.closed_share(self._module, came, grad))
+        came, came_copy, self._came, self._copy = self._came, self._copy, None, None
+        if came is None or came.shape != grad.shape or came.dtype != grad.dtype:
+            return
+        if came_copy is not None and copy is not None:
+            self._shares.passage(site, self._peak, came_copy, copy)
+        else:
+            tape.note(site, moments.CLOSED, units.closed_share(self._peak, came, grad))
 
 
 def is_activation(module: nn.Module) -> bool:

@@ -91,6 +91,8 @@ class Clipping:
         Args:
             optimizer: Steps, so that its parameters and those that none holds are meant; None: all are.
         """
+        if not self._kept:
+            return []
         due = [kept for kept in self._kept if optimizer is None or not kept.holders or optimizer in kept.holders]
         self._kept = [kept for kept in self._kept if kept not in due]
         for kept in due:

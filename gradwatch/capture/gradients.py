@@ -24,8 +24,8 @@ from gradwatch.capture.structure import unique_tensors
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
 
-Also = Callable[[Tape, Site, Tensor], None]
-"""What else is done with a gradient once it is measured."""
+Also = Callable[[Tape, Site, Tensor, Tensor | None], None]
+"""What else is done with a gradient once it is measured; with its copy, where one was made."""
 
 
 class Gradients:
@@ -46,9 +46,11 @@ class Gradients:
         self._tape = tape
         self._passes = passes
         self._highest = Kind.ELSEWHERE
+        self._counted: tuple[int, int] | None = None
         self._report = fail
         self.meter = meter
         self._begins: Callable[[], None] | None = None
+        self._forgets: Callable[[], None] = lambda: None
         self._leaves: list[RemovableHandle] = []
         self._unfinished: dict[Parts, Site] = {}
 
@@ -65,6 +67,10 @@ class Gradients:
         for tensor in tensors:
             if tensor.requires_grad and self.listening:
                 self._hook(tensor, Hook(self, Gradients._note_pass, self._enclosing()))
+
+    def on_other_pass(self, forgets: Callable[[], None]) -> None:
+        """Calls a function when the gradients that have arrived turn out to be of a pass that the record is not about."""
+        self._forgets = forgets
 
     def arm(self, tensor: Tensor, site: Site, given: Any = None, also: Also | None = None) -> None:
         """Hooks a tensor.
@@ -109,7 +115,7 @@ class Gradients:
                 self._tape.add(site, total)
         self.release()
         self._passes.clear()
-        self._highest = Kind.ELSEWHERE
+        self._highest, self._counted = Kind.ELSEWHERE, None
 
     def release(self) -> None:
         """Removes the hooks on tensors that outlive a step: a module may return one of its own parameters."""
@@ -125,18 +131,27 @@ class Gradients:
             self._passes.kind()  # which can be told only while it is the one that runs
         return task
 
-    def _counts(self, outer: int) -> bool:
-        """Whether the record is about the pass that is running, as far as is known by now."""
+    def _counts(self, task: int, outer: int) -> bool:
+        """Whether the record is about the pass that is running, as far as is known by now.
+
+        Args:
+            task: Its number.
+            outer: That of the pass inside of which the graph was built, -1 where there is none.
+        """
+        if self._counted == (task, outer):  # as most gradients follow one of the same pass
+            return True
         kind = self._passes.kind(outer)
         if kind is Kind.ELSEWHERE or kind < self._highest:
             return False
         if kind > self._highest:
             if self._highest is not Kind.ELSEWHERE:
                 self._tape.forget(("activation_grad", "input_grad"))
+                self._forgets()
                 for parts in self._unfinished:
                     parts.clear()
                 self._unfinished.clear()
             self._highest = kind
+        self._counted = task, outer
         return True
 
     def _hook(self, tensor: Tensor, hook: Hook) -> None:
@@ -152,11 +167,12 @@ class Gradients:
 
     def _is_observed(self, outer: int, grad: Tensor) -> bool:
         """Whether what arrives belongs into the record; then the pass that brings it is noted."""
-        if not self.listening or is_batched(grad) or not self._counts(outer):
+        task = graph_task()
+        if not self.listening or is_batched(grad) or not self._counts(task, outer):
             return False
-        if graph_task() not in self._tape.graph_tasks and self._begins is not None and self._highest is Kind.ACCUMULATES:
+        if task not in self._tape.graph_tasks and self._begins is not None and self._highest is Kind.ACCUMULATES:
             self._begins()
-        self._tape.graph_tasks[graph_task()] = outer
+        self._tape.graph_tasks[task] = outer
         return True
 
     def _arrived(self, site: Site, outer: int, also: Also | None, grad: Tensor | None) -> None:
@@ -165,9 +181,9 @@ class Gradients:
         values = local(grad)
         if values is None:
             return
-        self._tape.add(site, values)
+        copy = self._tape.add(site, values)
         if also is not None:
-            also(self._tape, site, values)
+            also(self._tape, site, values, copy)
 
     def _arrived_at_view(self, view: _View, site: Site, outer: int, also: Also | None, grad: Tensor | None) -> None:
         view.fired = graph_task()
@@ -188,7 +204,8 @@ class Gradients:
         grads: tuple[Tensor | None, ...],
         _: Any,
     ) -> None:
-        if not self.listening or not self._counts(outer):
+        task = graph_task()
+        if not self.listening or not self._counts(task, outer):
             return
         part = grads[number]
         if part is not None:
@@ -198,7 +215,7 @@ class Gradients:
                 part, shape = local(part), None  # a shard has a shape of its own
         if part is not None:
             part = part.detach() if shape is None else part.detach().reshape(shape)
-        self._arrived(site, outer, also, parts.add(graph_task(), part))
+        self._arrived(site, outer, also, parts.add(task, part))
         if parts:
             self._unfinished[parts] = site
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gradwatch.capture.budget import Meter
@@ -47,6 +47,18 @@ class Guard:
             self._meter.begin()
         try:
             yield
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must not reach the user's training
+            self.fail(error)
+        finally:
+            if self._meter is not None:
+                self._meter.end()
+
+    def run(self, function: Callable[..., object], *args: object) -> None:
+        """Calls a function, and lets no error out: what ``with`` does, at a lower cost, for what runs at every step."""
+        if self._meter is not None:
+            self._meter.begin()
+        try:
+            function(*args)
         except Exception as error:  # noqa: BLE001  # whatever it is, it must not reach the user's training
             self.fail(error)
         finally:

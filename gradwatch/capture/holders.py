@@ -20,6 +20,7 @@ class Holders:
 
     def __init__(self, named: Mapping[str, Tensor], optimizers: Sequence[Optimizer]) -> None:
         self._named, self._optimizers = named, optimizers
+        self._all = list(named)
         self._names: dict[int, str] = {}
 
     def own(self, optimizer: Optimizer) -> list[str]:
@@ -29,9 +30,12 @@ class Holders:
         return [self._names[id(tensor)] for tensor in held(optimizer) if id(tensor) in self._names]
 
     def concerned(self, optimizer: Optimizer | None) -> list[str]:
-        """The parameters that a step is about: those of its optimizer, and those that none holds; all, where none steps."""
+        """The parameters that a step is about: those of its optimizer, and those that none holds; all, where none steps.
+
+        With one optimizer it is always the same list, which is not to be changed.
+        """
         if optimizer is None or len(self._optimizers) < 2:
-            return list(self._named)
+            return self._all
         groups = self.groups()
         about = {name for group, names in groups.items() if not group or optimizer in group for name in names}
         return [name for name in self._named if name in about]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gradwatch import moments, names
@@ -14,6 +15,8 @@ from gradwatch.moments import Array
 from gradwatch.records import Site
 
 ORDER = ("activation", "activation_grad", "input_grad")
+
+Notes = tuple[list[Site], npt.NDArray[np.intp], npt.NDArray[np.float64]]
 
 _Key = tuple[bool, bool, tuple[str, ...]]
 
@@ -45,7 +48,7 @@ class Layout:
         self,
         sites: Sequence[Site],
         rows: Array,
-        notes: Mapping[tuple[Site, int], float],
+        notes: Notes,
         members: Members,
         trainable: Sequence[str],
         *,
@@ -57,7 +60,7 @@ class Layout:
         Args:
             sites: What was measured, in any order, a site possibly several times.
             rows: (len(sites), moments.COLUMNS).
-            notes: (site, column) → share.
+            notes: Sites, possibly several times, the columns of shares, and the shares; of several the mean counts.
             members: What the model was made of.
             trainable: The parameters that the record is about; those without a measurement got no gradient.
             full: Whether activations and weights were sampled.
@@ -67,21 +70,39 @@ class Layout:
         Returns:
             The record's sites, and their rows.
         """
+        places = self._look_up(sites, members, trainable, full=full, graded=graded)
+        if places.once is not None:
+            merged: Array = rows[places.once]
+        else:
+            merged = moments.merge_all(rows[places.known], places.where, len(places.ordered))
+        places.enter(notes, merged)
+        return places.ordered, merged
+
+    def arrange_light(
+        self, sites: Sequence[Site], rows: Array, members: Members, trainable: Sequence[str]
+    ) -> tuple[tuple[Site, ...], Array] | None:
+        """Orders the rows of several light records at once.
+
+        Args:
+            sites: What was measured, the same in all of them.
+            rows: (records, len(sites), moments.COLUMNS).
+            members: What the model was made of.
+            trainable: The parameters that the records are about.
+
+        Returns:
+            As ``arrange``; None where a site was measured several times or not at all, and rows have to be merged.
+        """
+        places = self._look_up(sites, members, trainable, full=False, graded=True)
+        return None if places.once is None else (places.ordered, rows[:, places.once])
+
+    def _look_up(self, sites: Sequence[Site], members: Members, trainable: Sequence[str], *, full: bool, graded: bool) -> _Places:
         if any(now is not before for now, before in zip(members, self._members, strict=True)):
             self._members = members
             self._cache.clear()
         key = full, graded, tuple(trainable)
         places = self._cache.get(key)
-        if places is None or places.measured != sites:  # the sites of most records are the same objects, compared by identity
-            places = self._places(sites, key)
-        if not notes and places.as_measured:
-            return places.ordered, rows
-        merged = moments.merge_all(rows[places.known], places.where, len(places.ordered))
-        for (site, column), share in notes.items():
-            index = places.position.get(site, -1)
-            if index >= 0 and merged[index, moments.COUNT] > 0:
-                merged[index, column] = share
-        return places.ordered, merged
+        # The sites of most records are the same objects, compared by identity.
+        return self._places(sites, key) if places is None or places.measured != sites else places
 
     def _places(self, sites: Sequence[Site], key: _Key) -> _Places:
         self._trained |= {names.owner(site.layer) for site in sites if site.tensor == "parameter_grad"}
@@ -168,10 +189,10 @@ class _Places:
         position: Site → its place in ``ordered``.
         known: The measurements that have a place.
         where: Their places.
-        as_measured: Whether the rows are in order as they are.
+        once: Where each site of the record was measured once and nothing else was: the measurement of each.
     """
 
-    __slots__ = ("as_measured", "known", "measured", "ordered", "position", "where")
+    __slots__ = ("known", "measured", "noted", "once", "ordered", "position", "where")
 
     def __init__(self, measured: Sequence[Site], ordered: tuple[Site, ...]) -> None:
         self.measured = list(measured)
@@ -180,4 +201,22 @@ class _Places:
         where = np.array([self.position.get(site, -1) for site in measured], np.intp)
         self.known = where >= 0
         self.where = where[self.known]
-        self.as_measured = tuple(measured) == ordered
+        exact = self.known.all() and len(where) == len(ordered) == len(self.position) and len(np.unique(where)) == len(where)
+        self.once = np.argsort(where) if exact else None
+        self.noted: tuple[list[Site], npt.NDArray[np.intp]] = [], np.empty(0, np.intp)
+
+    def enter(self, notes: Notes, rows: Array) -> None:
+        """Enters shares into the rows of the record, where something was measured; one that is not finite says nothing."""
+        sites, columns, shares = notes
+        if self.noted[0] != sites:  # the same objects in most records
+            self.noted = sites, np.array([self.position.get(site, -1) for site in sites], np.intp)
+        index = self.noted[1]
+        told = (index >= 0) & np.isfinite(shares)
+        told[told] = rows[index[told], moments.COUNT] > 0
+        if not told.any():
+            return
+        total, times = np.zeros(rows.shape), np.zeros(rows.shape)
+        at = index[told], columns[told]
+        np.add.at(total, at, shares[told])
+        np.add.at(times, at, 1)
+        rows[times > 0] = total[times > 0] / times[times > 0]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -30,58 +29,12 @@ from gradwatch.capture.parameters import Parameters
 from gradwatch.capture.passes import Passes
 from gradwatch.capture.reading import Reading
 from gradwatch.capture.scaling import Scaling
+from gradwatch.capture.sealed import Sealed
 from gradwatch.capture.selection import Selection, held
 from gradwatch.capture.shards import Holding, same_samples, swaps_parameters
 from gradwatch.capture.structure import unique_tensors
-from gradwatch.capture.transfer import Tape, Transfer
+from gradwatch.capture.transfer import Tape
 from gradwatch.capture.unowned import Unowned
-from gradwatch.records import Record
-
-
-@dataclass
-class _Sealed:
-    """A step that is over, while its measurements travel and its loss may still be told."""
-
-    step: int
-    members: Members
-    trainable: list[str]
-    graded: bool
-    full: bool
-    skipped: bool
-    measured: Transfer
-    closed: int  # nodes of the autograd graph from this number on are of a later step
-    scaled: set[str]  # the parameters whose gradients carried the factor of a loss scaler when they were read
-    losses: list[Tensor] = field(default_factory=list)
-
-    def record(self, layout: Layout, activations: Activations) -> Record:
-        """Waits for the measurements and makes the record."""
-        told = self.measured.scalars("told") + [float(loss) for loss in self.losses]
-        losses = told or self.measured.scalars("criterion")
-        clips = self.measured.scalars("clip")
-        sites, rows = self.measured.rows()
-        scales = self.measured.scalars("scale")
-        if scales:
-            scaled = [
-                site.tensor in ("activation_grad", "input_grad") or (site.tensor == "parameter_grad" and site.layer in self.scaled)
-                for site in sites
-            ]
-            rows[scaled, moments.MEAN : moments.MAX + 1] /= scales[-1]
-        places = self.measured.places()
-        if any(site.layer not in self.members.order for site in places):  # only what has arrived tells the order in a graph
-            self.members = self.members._replace(order=activations.put_compiled(places))
-        about = self.members, self.trainable
-        ordered, merged = layout.arrange(sites, rows, self.measured.notes(), *about, full=self.full, graded=self.graded)
-        return Record(
-            self.step,
-            ordered,
-            merged,
-            loss=sum(losses) / len(losses) if losses else None,
-            skipped=self.skipped or any(self.measured.scalars("overflow")),
-            backwards=self.measured.backwards,
-            full=self.full,
-            clip=clips[-1] if clips else float("nan"),
-            scale=scales[-1] if scales else float("nan"),
-        )
 
 
 class Recorder:
@@ -135,8 +88,10 @@ class Recorder:
         self._root_hooks = contextlib.ExitStack()
         self._looking = False
         self._layout = Layout()
-        self._sealed: _Sealed | None = None
+        self._sealed: Sealed | None = None
         self._loss_follows: bool | None = None
+        self._hooked = True  # whether hooks may be on the model that a light step has no use for
+        self._compared = False  # whether the model was compared with what is known of it in the step in progress
 
     def fail(self, error: Exception) -> None:
         """Takes an exception of a hook, or of the end of a step."""
@@ -146,9 +101,14 @@ class Recorder:
 
     def open(self) -> None:
         """Gets ready for the step in progress: hooks are on the model only while it samples activations."""
-        self._renew()
-        self._activations.open(sampling=self._full)
-        if not self._full:
+        if not self._compared:  # else that was done with the gradients, and nobody but the optimizer has run since
+            self._renew()
+        self._compared = False
+        if not (self.full or self._hooked):
+            return
+        self._hooked = self.full or not self._activations.known
+        self._activations.open(sampling=self.full)
+        if not self.full:
             self._fast_path.close()
             self._unhook_root()
             return
@@ -160,10 +120,11 @@ class Recorder:
             self._root_hooks.callback(self._root.register_forward_pre_hook(Hook(self, Recorder._enter)).remove)
             self._root_hooks.callback(self._root.register_forward_hook(Hook(self, Recorder._look)).remove)
         if not self._optimizers:  # nobody says when an update begins, so the weights are remembered from here on
-            self._parameters.remember(self._parameters.trainable(self._parameters.named))
+            self._parameters.remember(self._parameters.trainable(list(self._parameters.named)))
 
     def pause(self) -> None:
         """Takes the hooks off the model until ``open`` puts them back."""
+        self._hooked = True  # whatever is left
         self._activations.pause()
         self._fast_path.close()
         self._unhook_root()
@@ -184,7 +145,10 @@ class Recorder:
     def _renew(self) -> None:
         """Takes up what has joined the model, and lets go of what has left it."""
         try:
-            if (self._full or self._membership.due(self.step)) and self._membership.changed(self.step):
+            if not (self.full or self._membership.due(self.step)):
+                return
+            self._compared = True
+            if self._membership.changed(self.step):
                 selection = self.selection
                 self._activations.adopt(selection.layers, selection.owners)
                 self._fast_path.adopt(selection.root)
@@ -241,14 +205,14 @@ class Recorder:
     def read(self, optimizer: Optimizer | None) -> None:
         """Reads gradients, possibly several times a step, and in a full record the weights before the update."""
         self._renew_once()
-        self._take_weights(self._reading.read(optimizer, full=self._full), moving=optimizer is not None)
+        self._take_weights(self._reading.read(optimizer, full=self.full), moving=optimizer is not None)
 
     def _read_rest(self) -> None:
         if self._reading.within:
-            self._take_weights(self._reading.read_rest(full=self._full), moving=True)
+            self._take_weights(self._reading.read_rest(full=self.full), moving=True)
 
     def _take_weights(self, names: list[str], *, moving: bool) -> None:
-        if self._full:
+        if self.full:
             self._parameters.note_silent_rows(names)
             self._unowned.read()
             self._look_for_late()
@@ -264,7 +228,7 @@ class Recorder:
     def before_clip(self) -> None:
         """Reads gradients that are about to be clipped: the next ``read`` of them then only compares the norms that it finds."""
         self._renew_once()
-        self._reading.before_clip(full=self._full)
+        self._reading.before_clip(full=self.full)
 
     def tap(self, name: str, tensor: Tensor) -> None:
         """Observes a tensor that no module returns, and its gradient."""
@@ -278,12 +242,9 @@ class Recorder:
         """
         if in_transform():
             return
-        if isinstance(value, Tensor):
-            if self.sinks.traced:
-                self._activations.gradients.await_pass([value])
-            loss = (value if value.is_floating_point() else value.double()).detach().mean().clone()
-        else:
-            loss = torch.tensor(value, dtype=torch.float64)
+        if isinstance(value, Tensor) and self.sinks.traced:
+            self._activations.gradients.await_pass([value])
+        loss = _scalar(value) if isinstance(value, Tensor) else float(value)
         if self._sealed is None:
             self._loss_follows = False
         elif isinstance(value, Tensor) and (computed := computed_at(value)) is not None:
@@ -298,7 +259,7 @@ class Recorder:
     def criterion(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """Takes what a criterion returned, as its forward hook: it is the loss where none is told."""
         if isinstance(output, Tensor) and output.requires_grad and not in_transform():  # else it is no training loss
-            self._tape.add_scalar("criterion", output.detach().mean())
+            self._tape.add_scalar("criterion", _scalar(output))
 
     def overflow(self, optimizer: Optimizer) -> None:
         """Notes whether the optimizer saw gradients overflow: a fused one is called all the same, and then moves nothing."""
@@ -306,13 +267,38 @@ class Recorder:
             self._tape.add_scalar("overflow", overflow.detach().reshape(()))
 
     @property
-    def _full(self) -> bool:
+    def full(self) -> bool:
+        """Whether the record of the step in progress is a full one."""
         return self._cadence.full
 
     # -------------------------------------------------------------- the end of a step
 
     def seal(self, *, skipped: bool) -> None:
         """Ends the step in progress: its measurements start to travel, and the next step begins. The one before is finished."""
+        read = self._reading
+        if self.full or read.within:
+            self._end_measuring()
+        else:
+            self.sinks.deliver(self._tape)
+        self._sealed = Sealed(
+            self.step,
+            Members(self._activations.order, self._parameters.known, self._parameters.partial),
+            read.trainable(),
+            read.graded,
+            self.full,
+            skipped,
+            self._tape.take(),
+            self._layout,
+            self._activations.put_compiled,
+            now(),
+            read.scaled,
+        )
+        self._cadence.stepped(read.stepping, self.step)
+        self.step += 1
+        self._reading.end()
+        self.open()
+
+    def _end_measuring(self) -> None:
         read_updates = partial(self._parameters.read_updates, self._membership.tensors)
         for part in (self._read_rest, read_updates, self._activations.end_record, self._parameters.end_record):
             try:
@@ -320,13 +306,6 @@ class Recorder:
             except Exception as error:  # noqa: BLE001  # where one of them fails, the step ends all the same
                 self.fail(error)
         self._parameters.forget()
-        read, members = self._reading, Members(self._activations.order, self._parameters.known, self._parameters.partial)
-        about = members, read.trainable(), read.graded, self._full, skipped
-        self._sealed = _Sealed(self.step, *about, self._tape.take(), now(), read.scaled)
-        self._cadence.stepped(read.stepping, self.step)
-        self.step += 1
-        self._reading.end()
-        self.open()
 
     @property
     def settled(self) -> bool:
@@ -341,12 +320,19 @@ class Recorder:
         root = self.selection.root
         return self._parameters.held, () if root is None else same_samples(root)
 
-    def finish(self) -> Record | None:
-        """Makes the sealed step final, and waits for its measurements if need be; None where no step is sealed."""
+    def finish(self) -> Sealed | None:
+        """The sealed step, which nothing can be told about any more; None where no step is sealed."""
         sealed, self._sealed = self._sealed, None
-        return None if sealed is None else sealed.record(self._layout, self._activations)
+        return sealed
 
     def unseen(self) -> dict[str, str]:
         """Layers without a recorded activation, and gradients that cannot be measured → why, as far as that can be known."""
         partial = {f"gradient of {name}": "each process holds a part of its sum" for name in sorted(self._parameters.partial)}
         return self._layout.unseen(self._activations) | partial
+
+
+def _scalar(loss: Tensor) -> Tensor | float:
+    """The mean of a loss: as a number where reading it costs nothing, else as a tensor of its own, shape ()."""
+    if loss.dim() == 0 and moments.readable(loss):
+        return float(loss.item())
+    return (loss if loss.is_floating_point() else loss.double()).detach().mean().clone()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def unique_tensors(value: Any) -> Iterator[Tensor]:
+def unique_tensors(value: Any) -> Sequence[Tensor]:
     """The floating and complex tensors in a structure of tuples, lists, mappings and objects with fields, each once."""
+    if isinstance(value, Tensor):  # as most layers take and return
+        return (value,) if _is_measured(value) else ()
+    return tuple(_walk(value))
+
+
+def _walk(value: Any) -> Iterator[Tensor]:
     seen: set[int] = set()
     pending = [value]
     while pending:
         item = pending.pop()
         if isinstance(item, Tensor):
-            if id(item) not in seen and (item.is_floating_point() or item.is_complex()) and not _is_shapeless(item):
+            if id(item) not in seen and _is_measured(item):
                 seen.add(id(item))
                 yield item
         elif isinstance(item, Mapping):
@@ -27,6 +33,6 @@ def unique_tensors(value: Any) -> Iterator[Tensor]:
             pending.extend(reversed([getattr(item, name, None) for name in item.__dataclass_fields__]))
 
 
-def _is_shapeless(tensor: Tensor) -> bool:
-    """Whether it is nested in the older layout, which has no shape; a jagged one is a plain tensor inside."""
-    return tensor.is_nested and tensor.layout is torch.strided
+def _is_measured(tensor: Tensor) -> bool:
+    """Whether it has a gradient, and a shape: one that is nested in the older layout has none, a jagged one is plain inside."""
+    return (tensor.is_floating_point() or tensor.is_complex()) and not (tensor.is_nested and tensor.layout is torch.strided)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gradwatch import moments
 from gradwatch.capture.shards import local
-from gradwatch.moments import Array, Copied, Parts, Pieces
+from gradwatch.moments import Array, Parts, Pieces
 from gradwatch.records import Site, TensorName
 
 MAX_ROWS = 100_000
@@ -22,6 +24,9 @@ tensors alive otherwise, about 3 kB a measurement."""
 MAX_COPIED = 4_000_000
 """Elements of copies of small tensors and of parts that are still to be joined, 16 or 32 MB, after which that is done before the
 record ends."""
+
+
+_HOST = torch.device("cpu")
 
 
 class Tape:
@@ -34,38 +39,71 @@ class Tape:
 
     def __init__(self) -> None:
         # One append for each measurement, so that threads cannot come between its parts.
-        self._measured: dict[torch.device, list[tuple[Site, int, Pieces | Copied | Parts]]] = defaultdict(list)
-        self._copied = 0
-        self._norms: list[tuple[list[Site], list[int], Tensor]] = []
+        self._measured: dict[torch.device, list[tuple[Site, int, Pieces | Parts]]] = defaultdict(list)
+        self._small: dict[tuple[torch.Size, bool], list[tuple[Site, Tensor]]] = {}
+        self._copied = self._smalls = 0
+        self._norms: list[tuple[tuple[Site, ...], npt.NDArray[np.float64], Tensor | list[float]]] = []
         self._sums: list[tuple[list[tuple[Site | None, Site]], Tensor]] = []
         self._scalars: dict[str, list[Tensor]] = defaultdict(list)
-        self._notes: dict[torch.device, list[tuple[Site, int, Tensor]]] = defaultdict(list)
+        self._numbers: dict[str, list[float]] = defaultdict(list)
+        self._notes: dict[torch.device, list[tuple[tuple[Site, ...], int, Tensor]]] = defaultdict(list)
+        self._joined_before: list[tuple[tuple[Site, ...], list[int], Tensor]] = []
         self._folded: list[tuple[list[Site], Array]] = []
         self.graph_tasks: dict[int, int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._measured or self._norms or self._sums or self._folded)
+        return bool(self._measured or self._small or self._norms or self._joined_before or self._sums or self._folded)
 
-    def add(self, site: Site, tensor: Tensor, *, zeros: bool = False) -> None:
-        """Measures a tensor for a site, or the shard of it that this process holds. Several tensors of a site are merged."""
-        values = local(tensor)
+    def add(self, site: Site, tensor: Tensor, *, zeros: bool = False) -> Tensor | None:
+        """Measures a tensor for a site, or the shard of it that this process holds. Several tensors of a site are merged.
+
+        Returns:
+            The copy of a small tensor that is measured later.
+        """
+        values = tensor if type(tensor) is Tensor else local(tensor)
         if values is None:
-            return
+            return None
+        if moments.is_small(values):
+            copy = values.detach().clone()  # nothing that becomes of the tensor changes what is measured
+            key = copy.shape, zeros
+            (self._small.get(key) or self._small.setdefault(key, [])).append((site, copy))
+            self._smalls += 1
+            self._copied += copy.numel()
+            if self._copied > MAX_COPIED or self._smalls > MAX_ROWS:
+                self._measure_small()
+                if sum(len(sites) for sites, *_ in self._joined_before) > MAX_ROWS:
+                    self._fold()
+            return copy
         count, pieces = moments.measure(values, zeros=zeros, later=True)
-        measured = self._measured[pieces[0].device]
+        first = pieces[0]
+        measured = self._measured[first.device if isinstance(first, Tensor) else _HOST]
         measured.append((site, count, pieces))
         if len(measured) >= MAX_ROWS:
             self._fold()
-        elif isinstance(pieces, (Copied, Parts)):
+        elif isinstance(pieces, Parts):
             self._copied += pieces.values.numel()
             if self._copied > MAX_COPIED:
                 self._copied = 0
-                _measure_copies(measured)
+                _join_parts(measured)
+        return None
 
-    def add_norms(self, sites: list[Site], counts: list[int], norms: Sequence[Tensor]) -> None:
-        """Takes Euclidean norms that were measured elsewhere; nothing else is known about their tensors."""
-        if norms:
-            self._norms.append((sites, counts, torch.stack(list(norms))))
+    def _measure_small(self) -> None:
+        """Measures what was copied, those of one shape together."""
+        small, self._small = self._small, {}
+        self._copied = self._smalls = 0
+        for (shape, zeros), copies in small.items():
+            if not copies:
+                continue  # of a backward pass that the record is not about
+            stack = torch.stack([copy for _, copy in copies]).reshape(len(copies), -1)  # no view: some may be stored channels last
+            self.add_table(tuple(site for site, _ in copies), [shape.numel()] * len(copies), moments.of_rows(stack, zeros=zeros))
+
+    def add_norms(self, sites: tuple[Site, ...], counts: npt.NDArray[np.float64], norms: Tensor | list[float]) -> None:
+        """Takes Euclidean norms that were measured elsewhere, (sites,); nothing else is known about their tensors."""
+        self._norms.append((sites, counts, norms))
+
+    def add_table(self, sites: tuple[Site, ...], counts: list[int], table: Tensor) -> None:
+        """Takes moments that were measured elsewhere, (sites, 6) as ``moments.table`` joins them, on the host."""
+        self._joined_before.append((sites, counts, table))
 
     def add_sums(self, sites: list[tuple[Site | None, Site]], measured: Tensor) -> None:
         """Takes what compiled graphs measured.
@@ -79,24 +117,37 @@ class Tape:
 
     def note(self, site: Site, column: int, share: Tensor) -> None:
         """Adds a share, of shape (), to the row of a site that is measured in this record; of several the mean counts."""
-        self._notes[share.device].append((site, column, share))
+        self.note_all((site,), column, share.reshape(1))
 
-    def add_scalar(self, name: str, value: Tensor) -> None:
-        """Takes a 0-dimensional tensor, such as a loss. Several values of a name are kept apart."""
-        self._scalars[name].append(value)
+    def note_all(self, sites: tuple[Site, ...], column: int, shares: Tensor) -> None:
+        """Adds shares, of shape (sites,), to the rows of as many sites of one kind of tensor."""
+        self._notes[shares.device].append((sites, column, shares))
+
+    def add_scalar(self, name: str, value: Tensor | float) -> None:
+        """Takes a 0-dimensional tensor, or a number, such as a loss. Several values of a name are kept apart."""
+        if isinstance(value, Tensor):
+            self._scalars[name].append(value)
+        else:
+            self._numbers[name].append(value)
 
     def absorb(self, other: Tape) -> None:
         """Takes over what another tape holds."""
         for device, measured in other._measured.items():
             self._measured[device] += measured
+        for key, copies in other._small.items():
+            self._small.setdefault(key, []).extend(copies)
         for device, notes in other._notes.items():
             self._notes[device] += notes
         for name, values in other._scalars.items():
             self._scalars[name] += values
+        for name, numbers in other._numbers.items():
+            self._numbers[name] += numbers
         self._norms += other._norms
         self._sums += other._sums
+        self._joined_before += other._joined_before
         self._folded += other._folded
         self._copied += other._copied
+        self._smalls += other._smalls
         other.__init__()  # type: ignore[misc]  # an empty tape is a new tape
 
     def forget(self, tensors: Collection[TensorName]) -> None:
@@ -104,12 +155,19 @@ class Tape:
         for measured in self._measured.values():
             known = list(measured)  # another thread may add to it
             measured[: len(known)] = [entry for entry in known if entry[0].tensor not in tensors]
+        for copies in self._small.values():
+            copied = list(copies)
+            copies[: len(copied)] = [copy for copy in copied if copy[0].tensor not in tensors]
+        for index, (sites, counts, table) in enumerate(self._joined_before):
+            if any(site.tensor in tensors for site in sites):
+                kept = [place for place, site in enumerate(sites) if site.tensor not in tensors]
+                self._joined_before[index] = tuple(sites[at] for at in kept), [counts[at] for at in kept], table[kept]
         for notes in self._notes.values():
             noted = list(notes)
-            notes[: len(noted)] = [note for note in noted if note[0].tensor not in tensors]
-        for index, (sites, rows) in enumerate(self._folded):
-            kept = [place for place, site in enumerate(sites) if site.tensor not in tensors]
-            self._folded[index] = [sites[place] for place in kept], rows[kept]
+            notes[: len(noted)] = [note for note in noted if note[0][0].tensor not in tensors]  # all of a note are of one tensor
+        for index, (folded, rows) in enumerate(self._folded):
+            kept = [place for place, site in enumerate(folded) if site.tensor not in tensors]
+            self._folded[index] = [folded[place] for place in kept], rows[kept]
         self.graph_tasks.clear()
 
     def _fold(self) -> None:
@@ -117,8 +175,14 @@ class Tape:
         sites, rows = measured.rows()
         place = {site: index for index, site in enumerate(dict.fromkeys(sites))}
         self._folded = [(list(place), moments.merge_all(rows, (place[site] for site in sites), len(place)))]
-        notes = [(site, column, torch.tensor(share, dtype=torch.float64)) for (site, column), share in measured.notes().items()]
-        for store in (self._measured, self._norms, self._sums, self._notes):
+        notes: list[tuple[tuple[Site, ...], int, Tensor]] = []
+        shares: dict[tuple[Site, int], list[float]] = defaultdict(list)
+        for site, column, share in zip(*measured.notes(), strict=True):
+            if math.isfinite(share):
+                shares[site, int(column)].append(share)
+        for (site, column), several in shares.items():
+            notes.append(((site,), column, torch.tensor([sum(several) / len(several)], dtype=torch.float64)))
+        for store in (self._measured, self._norms, self._joined_before, self._sums, self._notes):
             store.clear()
         if notes:
             self._notes[torch.device("cpu")] = notes
@@ -132,28 +196,67 @@ class Tape:
         self.__init__()  # type: ignore[misc]  # an empty tape is a new tape; first of all, as other threads go on measuring
         return Transfer(taken)
 
+    @property
+    def _holds_tensors(self) -> bool:
+        """Whether it holds anything but norms and numbers that were read already: on a CPU most steps have nothing else."""
+        if (
+            self._measured
+            or self._small
+            or self._joined_before
+            or self._sums
+            or self._scalars
+            or self._notes
+            or self._folded
+            or self.graph_tasks
+        ):
+            return True
+        return any(isinstance(norms, Tensor) for *_, norms in self._norms)
+
 
 class Transfer:
     """Measurements on their way to the host."""
 
     def __init__(self, tape: Tape) -> None:
+        self._passes = 0
+        self._sums: Sequence[tuple[list[tuple[Site | None, Site]], Tensor]] = ()
+        self._norms = tape._norms
+        self._numbers = tape._numbers
+        self._folded: Sequence[tuple[list[Site], Array]] = ()
+        self._tables: Sequence[tuple[Sequence[Site], list[int], Tensor]] = ()
+        self._notes: Sequence[tuple[list[Site], npt.NDArray[np.intp], Tensor]] = ()
+        self._scalars: Mapping[str, Tensor] = {}
+        self._events: Sequence[torch.cuda.Event] = ()
+        if tape._holds_tensors:
+            self._take_tensors(tape)
+
+    def _take_tensors(self, tape: Tape) -> None:
+        self._norms = [
+            (sites, counts, _to_host(norms) if isinstance(norms, Tensor) else norms) for sites, counts, norms in tape._norms
+        ]
+        tape._measure_small()
         within = {task for task, outer in tape.graph_tasks.items() if outer != -1}
         self._passes = len({*tape.graph_tasks, *tape.graph_tasks.values()} - within - {-1})
         self._folded = list(tape._folded)
         self._tables = [
-            (
-                [site for site, *_ in measured],
-                [count for _, count, _ in measured],
-                _to_host(moments.table([p for *_, p in measured])),
-            )
-            for measured in map(list, list(tape._measured.values()))
-            if measured
+            *tape._joined_before,
+            *(
+                (
+                    [site for site, *_ in measured],
+                    [count for _, count, _ in measured],
+                    _to_host(moments.table([p for *_, p in measured])),
+                )
+                for measured in map(list, list(tape._measured.values()))
+                if measured
+            ),
         ]
-        self._norms = [(sites, counts, _to_host(norms)) for sites, counts, norms in tape._norms]
         self._sums = [(sites, _to_host(sums)) for sites, sums in tape._sums]
         self._scalars = {name: _to_host(_joined(values)) for name, values in tape._scalars.items()}
         self._notes = [
-            ([(site, column) for site, column, _ in notes], _to_host(torch.stack([share for *_, share in notes]).double()))
+            (
+                [site for sites, *_ in notes for site in sites],
+                np.repeat([column for _, column, _ in notes], [len(sites) for sites, *_ in notes]),
+                _to_host(torch.cat([shares.double() for *_, shares in notes])),
+            )
             for notes in tape._notes.values()
             if notes
         ]
@@ -161,7 +264,7 @@ class Transfer:
 
     @staticmethod
     def _cuda_devices(tape: Tape) -> set[torch.device]:
-        tensors = [norms for *_, norms in tape._norms] + [sums for _, sums in tape._sums]
+        tensors = [norms for *_, norms in tape._norms if isinstance(norms, Tensor)] + [sums for _, sums in tape._sums]
         tensors += [value for values in tape._scalars.values() for value in values]
         return {device for device in (*tape._measured, *(tensor.device for tensor in tensors)) if device.type == "cuda"}
 
@@ -187,6 +290,15 @@ class Transfer:
             if site is not None
         }
 
+    def only_norms(self) -> tuple[tuple[Site, ...], npt.NDArray[np.float64], list[float]] | None:
+        """The sites, their counts and norms, each (sites,), where nothing else was measured than these, once. Waits as ``rows``."""
+        if len(self._norms) != 1 or self._tables or self._sums or self._folded or self._notes:
+            return None
+        for event in self._events:
+            event.synchronize()
+        sites, counts, norms = self._norms[0]
+        return sites, counts, norms.tolist() if isinstance(norms, Tensor) else norms
+
     def rows(self) -> tuple[list[Site], Array]:
         """Waits for the data where they are still on their way, and turns them into rows, one for each call of a site.
 
@@ -200,12 +312,13 @@ class Transfer:
         for folded_sites, folded in self._folded:
             sites += folded_sites
             parts.append(folded)
-        for table_sites, counts, table in self._tables:
-            sites += table_sites
-            parts.append(moments.rows(counts, table.numpy()))
-        for norm_sites, counts, norms in self._norms:
+        if self._tables:
+            counts = [count for _, counts, _ in self._tables for count in counts]
+            sites += itertools.chain.from_iterable(table_sites for table_sites, *_ in self._tables)
+            parts.append(moments.rows(counts, np.concatenate([table.numpy() for *_, table in self._tables])))
+        for norm_sites, norm_counts, norms in self._norms:
             sites += norm_sites
-            parts.append(moments.norm_rows(counts, norms.numpy()))
+            parts.append(moments.norm_rows(norm_counts, np.asarray(norms, np.float64)))
         for pairs, measured in self._sums:
             for side, sums in enumerate((measured[:, : moments.SUMS], measured[:, moments.SUMS : 2 * moments.SUMS])):
                 known = [(index, site) for index, pair in enumerate(pairs) if (site := pair[side]) is not None]
@@ -213,22 +326,22 @@ class Transfer:
                 parts.append(moments.sum_rows(sums.numpy()[[index for index, _ in known]]))
         return sites, np.concatenate(parts) if parts else np.empty((0, len(moments.COLUMNS)), np.float32)
 
-    def notes(self) -> dict[tuple[Site, int], float]:
-        """(site, column) → the mean of the shares that were noted. Call it after ``rows``."""
-        noted: dict[tuple[Site, int], list[float]] = defaultdict(list)
-        for keys, values in self._notes:
-            for key, value in zip(keys, values.tolist(), strict=True):
-                if math.isfinite(value):  # a call that no gradient reached says nothing about the others
-                    noted[key].append(value)
-        return {key: sum(values) / len(values) for key, values in noted.items()}
+    def notes(self) -> tuple[list[Site], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+        """The shares that were noted: sites, possibly several times, columns and shares. Call it after ``rows``."""
+        if not self._notes:
+            return [], np.empty(0, np.intp), np.empty(0)
+        sites = list(itertools.chain.from_iterable(some for some, *_ in self._notes))
+        columns, shares = (np.concatenate([note[which] for note in self._notes]) for which in (1, 2))
+        return sites, columns, shares
 
     def scalars(self, name: str) -> list[float]:
         """The values that were added under a name, in order."""
-        return [float(value) for value in self._scalars[name]] if name in self._scalars else []
+        moved = self._scalars[name].tolist() if name in self._scalars else []
+        return [*self._numbers.get(name, ()), *moved]
 
 
-def _measure_copies(measured: list[tuple[Site, int, Pieces | Copied | Parts]]) -> None:
-    """Puts moments in the place of copies."""
+def _join_parts(measured: list[tuple[Site, int, Pieces | Parts]]) -> None:
+    """Puts moments in the place of parts that are still to be joined."""
     known = list(measured)  # another thread may add to it
     rows = moments.table([pieces for *_, pieces in known])
     measured[: len(known)] = [(site, count, _pieces(row)) for (site, count, _), row in zip(known, rows, strict=True)]

@@ -7,7 +7,10 @@ input. All results are 0-dimensional tensors on the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +26,25 @@ CLOSED = 0.04
 """A valve under this share of its largest derivative is closed: a sigmoid beyond 0.01 and 0.99, a tanh beyond ±0.98, which is
 where Glorot & Bengio (2010) see a unit as saturated."""
 
-PEAKS: dict[type[nn.Module], float] = {nn.Sigmoid: 0.25, nn.Hardsigmoid: 1 / 6, nn.Tanh: 1.0, nn.Hardtanh: 1.0, nn.Softsign: 1.0}
-"""The largest derivative of the squashing activations of torch. One of somebody's own is compared with what it shows itself."""
+SWITCH = math.inf
+"""In the place of the largest derivative: valves that are either open or closed, so that they pass on all or nothing."""
+
+PEAKS: dict[type[nn.Module], float] = {
+    nn.Sigmoid: 0.25,
+    nn.Hardsigmoid: 1 / 6,
+    nn.Tanh: 1.0,
+    nn.Hardtanh: 1.0,
+    nn.Softsign: 1.0,
+    nn.ReLU: SWITCH,
+    nn.ReLU6: SWITCH,
+}
+"""The largest derivative of activations of torch, as far as it is known. Any other is compared with what it shows itself."""
 
 CONFIDENT = 0.99
 """A softmax whose largest probability is above this passes under 1 % of the gradient on."""
+
+MANY = 10_000
+"""Calls in a record after which those of one layer are joined: a loop that never steps makes any number."""
 
 MIN_ROWS = 4
 """A matrix of fewer rows says nothing about symmetry."""
@@ -37,32 +54,72 @@ class SilentUnits:
     """Counts, unit by unit, for how many full records in a row it has been silent."""
 
     def __init__(self) -> None:
-        self._awake: dict[str, Tensor] = {}
-        self._silence: dict[str, Tensor] = {}
+        self._awake: list[tuple[tuple[str, ...], Tensor]] = []
+        self._silence: dict[str, tuple[_Block, int]] = {}
 
-    def saw(self, layer: str, awake: Tensor) -> None:
-        """Takes which units of a layer were awake, of shape (units,); of several calls in a record any one counts."""
-        before = self._awake.get(layer)
-        self._awake[layer] = awake if before is None or before.shape != awake.shape else before | awake
+    def saw(self, layers: tuple[str, ...], awake: Tensor) -> None:
+        """Takes which units of some layers were awake; of several calls in a record any one counts.
 
-    def close(self) -> Iterator[tuple[str, Tensor]]:
-        """Ends a record: each layer that was seen, and the share of its units that are dead, of shape ()."""
-        seen, self._awake = self._awake, {}
-        groups: dict[tuple[torch.device, int, bool], list[str]] = {}
-        for layer, awake in list(seen.items()):  # another thread may be measuring
-            before = self._silence.get(layer)
-            known = before is not None and before.shape == awake.shape
-            groups.setdefault((awake.device, len(awake), known), []).append(layer)
-        for (*_, known), layers in groups.items():
-            awake = torch.stack([seen[layer] for layer in layers])  # (layers, units)
-            if known:
-                before = torch.stack([self._silence[layer] for layer in layers])
-                silence = (before + 1).clamp(max=WINDOW).masked_fill(awake, 0)
-            else:
-                silence = (~awake).to(torch.int16)
-            self._silence.update(zip(layers, silence, strict=True))
-            dead = silence >= (WINDOW if known else 1)
-            yield from zip(layers, dead.float().mean(dim=1), strict=True)
+        Args:
+            layers: Told of together; one that was called several times may be among them several times.
+            awake: (layers, units).
+        """
+        self._awake.append((layers, awake))
+        if len(self._awake) > MANY:
+            self._awake = list(self._seen())
+
+    def close(self) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+        """Ends a record: layers that were seen, and the share of units of each that are dead, (layers,)."""
+        groups: dict[tuple[torch.device, int, bool], list[tuple[tuple[str, ...], Tensor]]] = {}
+        for layers, awake in self._seen():
+            known = [self._is_known(layer, awake) for layer in layers]
+            if all(known) or not any(known):
+                groups.setdefault((awake.device, awake.shape[1], known[0]), []).append((layers, awake))
+                continue
+            for layer, row, is_known in zip(layers, awake, known, strict=True):
+                groups.setdefault((awake.device, awake.shape[1], is_known), []).append(((layer,), row.unsqueeze(0)))
+        for (*_, seen_before), members in groups.items():
+            layers = tuple(itertools.chain.from_iterable(some for some, _ in members))
+            awake = torch.cat([its for _, its in members]) if len(members) > 1 else members[0][1]
+            silence = (
+                (self._before(layers) + 1).clamp(max=WINDOW).masked_fill(awake, 0) if seen_before else (~awake).to(torch.int16)
+            )
+            block = _Block(layers, silence)
+            self._silence.update((layer, (block, row)) for row, layer in enumerate(layers))
+            yield layers, (silence >= (WINDOW if seen_before else 1)).float().mean(dim=1)
+
+    def _seen(self) -> Iterable[tuple[tuple[str, ...], Tensor]]:
+        """What was seen, each layer once."""
+        seen, self._awake = self._awake, []
+        names = [layer for layers, _ in seen for layer in layers]
+        if len(set(names)) == len(names):
+            return seen
+        by_layer: dict[str, Tensor] = {}
+        for layer, awake in ((layer, row) for layers, rows in seen for layer, row in zip(layers, rows, strict=True)):
+            before = by_layer.get(layer)
+            by_layer[layer] = awake if before is None or before.shape != awake.shape else before | awake
+        return [((layer,), awake.unsqueeze(0)) for layer, awake in by_layer.items()]
+
+    def _is_known(self, layer: str, awake: Tensor) -> bool:
+        return layer in self._silence and self._silence[layer][0].silence.shape[1] == awake.shape[1]
+
+    def _before(self, layers: tuple[str, ...]) -> Tensor:
+        block, _ = self._silence[layers[0]]
+        if block.layers == layers:
+            return block.silence
+        return torch.stack([block.silence[row] for block, row in map(self._silence.__getitem__, layers)])
+
+
+class _Block(NamedTuple):
+    """For how many records in a row units have been silent, of layers that were told of together.
+
+    Attributes:
+        layers: Of the rows.
+        silence: (layers, units).
+    """
+
+    layers: tuple[str, ...]
+    silence: Tensor
 
 
 def _stride(elements: int) -> int:
@@ -71,25 +128,42 @@ def _stride(elements: int) -> int:
 
 
 def awake_units(tensor: Tensor, axis: int) -> Tensor:
-    """Which units are non-zero for any input, (units,), from a strided sample of the inputs.
+    """Which units are non-zero for any input, (units,); where they lie in the last dimension, from a strided sample of the inputs.
 
     Args:
-        tensor: An output, or the gradient of one, of any shape with at least one dimension.
+        tensor: An output, or the gradient of one, of any shape with at least one dimension, not empty.
         axis: The dimension of the units.
     """
-    stride = _stride(tensor.numel() // 4)
-    # NaN is not silence: it counts as different from zero, which a maximum of magnitudes would not tell.
-    if tensor.dim() == 2 and stride == 1:
-        return tensor.detach().any(dim=1 - axis)
-    by_unit = tensor.detach().movedim(axis, 0).flatten(1) if tensor.dim() > 1 else tensor.detach().unsqueeze(1)  # (units, inputs)
-    return by_unit[:, ::stride].any(dim=1)
+    x, last = tensor.detach(), tensor.dim() - 1
+    if axis == last:
+        x = x.reshape(-1, x.shape[-1])[:: _stride(x.numel() // 4)]
+        axis = 1
+    others = [dim for dim in range(x.dim()) if dim != axis]
+    # Two extremes take a quarter of the time of `any`. NaN is not silence: it is different from zero, and an extreme keeps it.
+    return (x.amin(others) != 0) | (x.amax(others) != 0)
 
 
-def closed_share(module: nn.Module, grad_output: Tensor, grad_input: Tensor) -> Tensor:
+def awake_in_each(stack: Tensor, axis: int) -> Tensor:
+    """Which units of each of several small tensors are non-zero for any input, (tensors, units).
+
+    Args:
+        stack: The tensors, (tensors, ...).
+        axis: The dimension of the units in each of them.
+    """
+    others = [dim for dim in range(1, stack.dim()) if dim != axis + 1]
+    return (stack.amin(others) != 0) | (stack.amax(others) != 0)
+
+
+def peak(module: nn.Module) -> float | None:
+    """The largest derivative of an activation, or ``SWITCH``; None where it is not known."""
+    return PEAKS.get(type(module))
+
+
+def closed_share(widest: float | None, grad_output: Tensor, grad_input: Tensor) -> Tensor:
     """The share of elements whose local derivative is under ``CLOSED`` of its peak, of those that a gradient reached.
 
     Args:
-        module: An elementwise activation.
+        widest: The largest derivative of the activation, as ``peak`` tells it.
         grad_output: dL/da, any shape.
         grad_input: dL/dz, the same shape.
 
@@ -100,14 +174,27 @@ def closed_share(module: nn.Module, grad_output: Tensor, grad_input: Tensor) -> 
     arrived, passed = grad_output.detach(), grad_input.detach()
     if stride > 1:
         arrived, passed = arrived.reshape(-1)[::stride], passed.reshape(-1)[::stride]
+    return closed_shares(widest, arrived.reshape(1, -1), passed.reshape(1, -1)).reshape(())
+
+
+def closed_shares(widest: float | None, arrived: Tensor, passed: Tensor) -> Tensor:
+    """The share of closed elements, as ``closed_share``, of each of several tensors: (tensors, elements) → (tensors,)."""
+    if widest == SWITCH:  # then counting zeros is enough
+        stopped, missing = _floats(torch.eq, passed, 0).sum(1), _floats(torch.eq, arrived, 0).sum(1)
+        return (stopped - missing) / (arrived.shape[1] - missing)
     arrived, passed = arrived.abs(), passed.abs()
-    reached = arrived > 0
-    peak: float | Tensor
-    if type(module) in PEAKS:
-        peak = PEAKS[type(module)]
-    else:  # a module of somebody's own: the widest that any of its valves is open
-        peak = torch.where(reached, passed / arrived, torch.zeros_like(arrived)).amax()
-    return ((passed <= CLOSED * peak * arrived) & reached).sum() / reached.sum()
+    reached = _floats(torch.gt, arrived, 0)
+    opening: float | Tensor
+    if widest is not None:
+        opening = widest
+    else:  # an activation of somebody's own: the widest that any of its valves is open
+        opening = torch.where(arrived > 0, passed / arrived, torch.zeros_like(arrived)).amax(1, keepdim=True)
+    return _floats(torch.le, passed, CLOSED * opening * arrived).mul_(reached).sum(1) / reached.sum(1)
+
+
+def _floats(compare: Callable[..., Tensor], x: Tensor, y: Tensor | float) -> Tensor:
+    """A comparison as 0 and 1 in float32, which a CPU adds up ten times as fast as booleans."""
+    return compare(x, y, out=torch.empty_like(x, dtype=torch.float32))
 
 
 def confident_share(probabilities: Tensor, dim: int) -> Tensor:
@@ -134,7 +221,13 @@ def alike_share(weight: Tensor) -> Tensor:
 
 def observable_rows(weight: Tensor) -> bool:
     """Whether a parameter is a matrix with enough rows to compare."""
-    return weight.dim() > 1 and weight.shape[0] >= MIN_ROWS and weight.is_floating_point() and weight.layout == torch.strided
+    return (
+        weight.dim() > 1
+        and weight.shape[0] >= MIN_ROWS
+        and weight.numel() > 0
+        and weight.is_floating_point()
+        and weight.layout is torch.strided
+    )
 
 
 def channels_first(module: nn.Module) -> bool:

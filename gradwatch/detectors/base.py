@@ -8,6 +8,7 @@ after ``release`` clean records, and is ready for it to come again.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -17,7 +18,7 @@ import numpy as np
 from gradwatch import moments
 from gradwatch.history import History
 from gradwatch.records import Finding, Record, Site, TensorName
-from gradwatch.trends import Sites, trained_layers
+from gradwatch.trends import Sites, Trends, trained_layers
 
 Detector = Callable[[History], Iterator[Finding]]
 """Yields what it sees in the newest record of a history, as findings of that one step; acts on nothing."""
@@ -61,6 +62,14 @@ class Judgement:
 
     EXAMPLES: ClassVar[Mapping[str, Example]] = {}
     """Synthetic runs that show what the detector means: ``"healthy…"`` stay silent, ``"sick…"`` are found."""
+
+    def ignores_calm(self, _trends: Trends) -> bool:
+        """Whether it sees nothing in the next light records, however many, as long as they are as calm as ``Trends.calm`` says.
+
+        Args:
+            _trends: As of the newest record.
+        """
+        return False
 
 
 @dataclass(frozen=True)
@@ -159,6 +168,23 @@ class Ledger:
             if any(case.number is None and 2 * case.streak >= confirm for case in self._cases[id(detector)].values()):
                 return True
         return False
+
+    def patience(self, trends: Trends, *, half: bool = False) -> int:
+        """How many calm light records may follow that nobody judges, before one of them could raise a finding.
+
+        Args:
+            trends: As of the newest record, which was judged.
+            half: Whether none of them may make a detector half convinced either.
+        """
+        least = sys.maxsize
+        for detector in self._detectors:
+            settings = detector if isinstance(detector, Judgement) else Judgement()
+            if settings.full_only or settings.ignores_calm(trends):
+                continue
+            streak = max((case.streak for case in self._cases[id(detector)].values() if case.number is None), default=0)
+            convinced = (settings.confirm + 1) // 2
+            least = min(least, (convinced if half and streak < convinced else settings.confirm) - 1 - streak)
+        return least
 
     def _judge(self, settings: Judgement, cases: dict[str, Case], sightings: list[Finding], record: Record) -> News:
         step = record.step

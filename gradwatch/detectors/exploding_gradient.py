@@ -17,7 +17,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, FullRecords, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import gradients, matrices, output_gradients
+from gradwatch.trends import CALM_GROWTH, Trends, gradients, matrices, output_gradients
 
 OVER_STEPS = (
     "Lower the learning rate or warm it up, and clip the gradient's norm (torch.nn.utils.clip_grad_norm_; Pascanu et al. 2013). "
@@ -60,6 +60,10 @@ class ExplodingGradient(Judgement):
             {("a.weight", "parameter_grad"): [1.0] * 10 + geometric(10.0, 10.0, 8)}, losses=[1.0] * 10 + geometric(4.0, 9.0, 8)
         ),
     }
+
+    def ignores_calm(self, _trends: Trends) -> bool:
+        """With the loss under its start no gradient is judged, and without a loss no calm one is large enough."""
+        return self.worse >= 1 and self.blind >= CALM_GROWTH
 
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the layer with the largest growth, where the newest record shows one over the bound."""
@@ -170,6 +174,8 @@ class ExplodingOverTime(Judgement):
         if len(compared) < 2 or trends.losses.learning is not False:  # a factor needs a matrix to be a factor of
             return
         level = trends.recent[trends.where(record.sites)[compared]]
+        if level.max() - level.min() <= np.log10(self.factor):  # as a rule they are all alike
+            return
         behind = np.maximum.accumulate(np.where(np.isfinite(level), level, -np.inf)[::-1])[::-1][1:]
         with np.errstate(invalid="ignore"):  # nothing behind has a gradient
             excess = np.where(np.isfinite(behind), level[:-1] - behind, -np.inf)

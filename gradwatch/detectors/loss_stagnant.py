@@ -65,18 +65,20 @@ class LossStagnant(Judgement):
         record, losses = history[-1], history.trends.losses
         if losses.learning or losses.signed or record.loss is None:
             return
+        scale = abs(losses.first)
+        if history.trends.output_variance > self.definite * scale:
+            return
         now, before, outset = losses.stretch(), losses.stretch_before(), losses.outset
         if now is None or before is None or outset is None:
             return
-        scale, spread = abs(losses.first), now.spread
+        spread = now.spread
         fallen = losses.first - now.level > max((1 - self.start) * scale, self.sure * MEDIAN * spread / FIRST**0.5)
         # A fall since the outset that the noise may hide is given the benefit of the doubt: one standard error of a difference of
         # two medians. From one stretch to the next, which happens again and again, it takes the usual two.
         error = MEDIAN * spread * (2 / STRETCH) ** 0.5
         falling = losses.times(WORSE) > outset.level > now.level + max(self.progress * scale, error)  # from a spike all fall
         falling |= before.level - now.level > max(self.progress * scale, self.sure * error)
-        definite = history.trends.output_variance > self.definite * scale
-        if spread > self.scatter * scale or fallen or falling or definite:
+        if spread > self.scatter * scale or fallen or falling:
             return
         yield Finding(
             "loss_stagnant",

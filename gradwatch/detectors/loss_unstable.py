@@ -17,7 +17,7 @@ from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.losses import FIRST, MEDIAN, Losses
 from gradwatch.records import Finding
-from gradwatch.trends import gradients
+from gradwatch.trends import Trends, gradients
 
 ADVICE = (
     "Lower the learning rate or the momentum (a step above 2/curvature overshoots), warm the learning rate up, clip the gradient's "
@@ -65,6 +65,11 @@ class LossUnstable(Judgement):
             {("a.weight", "parameter_grad"): [1.0] * 40}, losses=[1.0] * 5 + [20.0 + 15 * (i % 2) for i in range(35)]
         ),
     }
+
+    def ignores_calm(self, trends: Trends) -> bool:
+        """It does where no loss is told, or all of them stay under the start."""
+        losses = trends.losses
+        return math.isnan(losses.first) or (min(self.above, self.unlearnt, self.runaway) >= 1 and losses.stays_below)
 
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the loss, where it is far above its start in the newest record."""

@@ -19,6 +19,7 @@ from gradwatch import moments
 from gradwatch.detectors.base import Example, Judgement
 from gradwatch.history import History
 from gradwatch.records import Finding
+from gradwatch.trends import Trends
 
 ADVICE = {
     "activation": (
@@ -77,6 +78,10 @@ class NonFinite(Judgement):
             }
         ),
     }
+
+    def ignores_calm(self, _trends: Trends) -> bool:
+        """It does: what is calm is finite."""
+        return True
 
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the origin, where the newest record holds anything that is not finite."""
@@ -150,6 +155,10 @@ class Overflow(Judgement):
             skipped=True,
         ),
     }
+
+    def ignores_calm(self, _trends: Trends) -> bool:
+        """It does: a calm record is one of a step that was taken."""
+        return True
 
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the origin, where the newest record is of a step that was skipped and no loss scale would have helped."""

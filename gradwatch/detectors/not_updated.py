@@ -16,7 +16,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, FullRecords, Judgement
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import updates
+from gradwatch.trends import Trends, updates
 
 ADVICE = (
     "Check that the optimizer was built from the parameters of this very model (not of a copy, nor before layers were replaced or "
@@ -112,6 +112,10 @@ class NeverStepped(Judgement):
         "healthy: steps": Example({("a.weight", "parameter_grad"): [1.0] * 30}),
         "sick: a condition that is never true": Example({("a.weight", "parameter_grad"): [1.0] * 30}, skipped=True),
     }
+
+    def ignores_calm(self, _trends: Trends) -> bool:
+        """It does: a calm record is one of a step that was taken."""
+        return True
 
     def __call__(self, history: History) -> Iterator[Finding]:
         """Yields the whole model, where nothing has ever stepped."""

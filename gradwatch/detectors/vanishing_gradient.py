@@ -96,6 +96,8 @@ class VanishingGradient(Judgement):
             return None
         where = trends.where(record.sites)[compared]
         level = trends.level[where]
+        if level.min() >= level.max() + np.log10(self.share):  # as a rule they are all alike
+            return None
         flowing = np.isfinite(level)
         # A gradient can only be lost on its way: each matrix is measured against those that the way leads through before it.
         behind = np.maximum.accumulate(np.where(flowing, level, -np.inf)[::-1])[::-1]
@@ -133,6 +135,8 @@ class VanishingGradient(Judgement):
             return None
         # From the last full records: between them no output's gradient is known.
         level = trends.recent[trends.outputs]
+        if level.min() >= level.max() + np.log10(self.outputs):
+            return None
         flowing = np.isfinite(level)
         if history[-1].step - trends.full_step > self.stale:  # one record is one batch, and it tells of now no more
             flowing &= trends.seen[trends.outputs] > 1

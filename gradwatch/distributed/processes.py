@@ -93,6 +93,11 @@ class Processes:
         return self._link is not None
 
     @property
+    def alone(self) -> bool:
+        """Whether there is nobody to exchange records with, so that none has to be sent."""
+        return self._link is None and self._record is None and (self._decided or link.world_size() == 1)
+
+    @property
     def speaks(self) -> bool:
         """Whether this process says what was found: one of several that found the same does."""
         return self._link is None or self._link.rank == 0

@@ -11,6 +11,9 @@ class Writer(Protocol):
     """Receives every record once, when it is final, and every finding twice: when it is raised and when it is over.
 
     An exception that a writer raises is reported once, the writer is dropped, and the training goes on.
+
+    A writer that also has ``write_all(records)`` gets the records of light steps in which nothing happened up to a dozen at a time,
+    which costs less; any other one gets each when the next step ends.
     """
 
     def write(self, record: Record) -> None:

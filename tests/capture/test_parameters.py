@@ -81,6 +81,49 @@ def test_other_steps_hold_the_norms_of_the_gradients(dtype, scale):
     assert silent.layer == "vector"
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_parameters_of_any_shape_are_measured_also_where_many_have_the_same(every):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(), (3,), (4, 2), (2, 3, 4), (2, 3, 2, 2)]
+    leaves = {f"{shape} {n}": torch.randn(shape, generator=generator).requires_grad_() for shape in shapes for n in range(5)}
+    leaves |= {"alone": torch.randn(7, generator=generator).requires_grad_()}
+    images = {f"image {n}": torch.randn(2, 3, 4, 5, generator=generator) for n in range(4)}
+    leaves |= {name: image.to(memory_format=torch.channels_last).requires_grad_() for name, image in images.items()}
+    optimizer = torch.optim.SGD(leaves.values(), lr=0.1)
+    with gradwatch.watch(leaves, optimizer, every=every) as watch:
+        for _ in range(2):
+            before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+            optimizer.zero_grad()
+            sum((leaf**3).sum() for leaf in leaves.values()).backward()
+            optimizer.step()
+    rows = rows_of(watch, 1)
+    for name, leaf in leaves.items():
+        if every == 1:
+            assert_measures(rows[name, "parameter"], before[name])
+            assert_measures(rows[name, "parameter_grad"], leaf.grad)
+            assert_measures(rows[name, "update"], leaf - before[name])
+        else:
+            assert rows[name, "parameter_grad"].norm == pytest.approx(leaf.grad.norm().item(), rel=1e-5)
+
+
+def test_the_data_of_parameters_may_be_exchanged_for_others():
+    leaves = {name: torch.ones(2, 3, requires_grad=True) for name in "abc"}
+    optimizer = torch.optim.SGD(leaves.values(), lr=0.1)
+    with gradwatch.watch(leaves, optimizer, every=4) as watch:
+        for step in range(8):
+            if step == 2:
+                leaves["a"].data, leaves["a"].grad = torch.ones(5), None
+            if step == 6:
+                leaves["b"].data, leaves["b"].grad = torch.ones(2, 3, dtype=torch.float64), None
+            optimizer.zero_grad()
+            sum(leaf.sum() for leaf in leaves.values()).backward()
+            optimizer.step()
+    for step in range(8):
+        rows = rows_of(watch, step)
+        assert rows["a", "parameter_grad"].norm == pytest.approx((6 if step < 2 else 5) ** 0.5)
+        assert rows["b", "parameter_grad"].norm == rows["c", "parameter_grad"].norm == pytest.approx(6**0.5)
+
+
 def test_sparse_gradients_stand_for_the_dense_ones():
     table = nn.Embedding(6, 2, sparse=True)
     optimizer = torch.optim.SparseAdam(table.parameters(), lr=0.1)

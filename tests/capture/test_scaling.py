@@ -27,7 +27,8 @@ class Undecided(torch.amp.GradScaler):
 
 def test_nothing_waits_for_the_device(monkeypatch, caplog):
     monkeypatch.setattr(Transfer, "rows", lambda _: ([], np.empty((0, len(moments.COLUMNS)), np.float32)))
-    monkeypatch.setattr(Transfer, "notes", lambda _: {})
+    monkeypatch.setattr(Transfer, "only_norms", lambda _: None)
+    monkeypatch.setattr(Transfer, "notes", lambda _: ([], np.empty(0, np.intp), np.empty(0)))
     monkeypatch.setattr(Transfer, "scalars", lambda *_: [])
     with FakeTensorMode():  # its tensors have no values: whatever asks for one raises
         model, scaler = net(), Undecided("cpu")

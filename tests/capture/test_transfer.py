@@ -17,13 +17,23 @@ from gradwatch.records import Site
 A, B = Site("a", "activation"), Site("b", "activation")
 
 
+def noted(transfer):
+    """(site, column) → the mean of its shares that are numbers."""
+    shares = {}
+    for site, column, share in zip(*transfer.notes(), strict=True):
+        if np.isfinite(share):
+            shares.setdefault((site, int(column)), []).append(share)
+    return {key: np.mean(some) for key, some in shares.items()}
+
+
 def unread(_transfer):
     return [], np.empty((0, len(moments.COLUMNS)), np.float32)
 
 
 def test_nothing_waits_for_the_device_before_the_transfer_is_read(monkeypatch, caplog):
     monkeypatch.setattr(Transfer, "rows", unread)
-    monkeypatch.setattr(Transfer, "notes", lambda _: {})
+    monkeypatch.setattr(Transfer, "only_norms", lambda _: None)
+    monkeypatch.setattr(Transfer, "notes", lambda _: ([], np.empty(0, np.intp), np.empty(0)))
     monkeypatch.setattr(Transfer, "scalars", lambda *_: [])
     with FakeTensorMode():  # its tensors have no values: whatever asks for one raises
         model = nn.Sequential(
@@ -77,7 +87,7 @@ def test_tensors_of_a_site_keep_their_order_and_their_kind():
     tape.add(A, torch.tensor([3.0, -4.0]), zeros=True)
     tape.add(B, torch.tensor([0.5], dtype=torch.float64))
     tape.add(A, torch.zeros(2, dtype=torch.bfloat16), zeros=True)
-    tape.add_norms([B], [4], [torch.tensor(6.0)])
+    tape.add_norms((B,), np.array([4.0]), torch.tensor([6.0]))
     tape.add_scalar("loss", torch.tensor(2.0))
     tape.add_scalar("loss", torch.tensor(1.5, dtype=torch.bfloat16))
     tape.note(A, moments.CLOSED, torch.tensor(0.25))
@@ -92,7 +102,7 @@ def test_tensors_of_a_site_keep_their_order_and_their_kind():
     np.testing.assert_allclose(rows[:, moments.ZEROS], [0, np.nan, 2, np.nan])
     assert sent.scalars("loss") == [2.0, 1.5]
     assert sent.scalars("clip") == []
-    assert sent.notes() == {(A, moments.CLOSED): 0.5}
+    assert noted(sent) == {(A, moments.CLOSED): 0.5}
 
 
 def figures(values):
@@ -121,20 +131,23 @@ def test_small_tensors_that_are_measured_together_are_each_measured_for_themselv
     ]
     tape = Tape()
     expected = [figures(tensor) for tensor in tensors]
-    for tensor in tensors:
-        tape.add(A, tensor, zeros=True)
+    each = [Site(str(number), "activation") for number in range(len(tensors))]
+    for site, tensor in zip(each, tensors, strict=True):
+        tape.add(site, tensor, zeros=True)
         tensor.fill_(7.0)  # what becomes of it later is not what was observed
     sites, rows = tape.take().rows()
-    assert sites == [A] * len(tensors)
+    rows = rows[[sites.index(site) for site in each]]
     columns = [moments.COUNT, moments.MEAN, moments.RMS, moments.MIN, moments.MAX, moments.ZEROS, moments.NONFINITE]
     np.testing.assert_allclose(rows[:, columns], expected, rtol=2e-6, atol=1e-38)
 
 
 def test_zeros_are_counted_only_where_that_is_asked():
     tape = Tape()
-    for zeros in (True, False, True):
-        tape.add(A, torch.tensor([0.0, 1.0]), zeros=zeros)
-    np.testing.assert_array_equal(tape.take().rows()[1][:, moments.ZEROS], [1, np.nan, 1])
+    each = [Site(name, "activation") for name in "abc"]
+    for site, zeros in zip(each, (True, False, True), strict=True):
+        tape.add(site, torch.tensor([0.0, 1.0]), zeros=zeros)
+    sites, rows = tape.take().rows()
+    np.testing.assert_array_equal(rows[[sites.index(site) for site in each], moments.ZEROS], [1, np.nan, 1])
 
 
 def test_folding_a_long_record_changes_nothing_of_it(monkeypatch):
@@ -146,7 +159,7 @@ def test_folding_a_long_record_changes_nothing_of_it(monkeypatch):
         tape.add_scalar("loss", value.sum())
         tape.note(A, moments.CLOSED, torch.tensor(0.5))
         if index == 30:
-            tape.add_norms([A], [3], [torch.zeros(())])
+            tape.add_norms((A,), np.array([3.0]), torch.zeros(1))
     sent = tape.take()
     sites, rows = sent.rows()
     assert len(sites) < 20
@@ -155,7 +168,7 @@ def test_folding_a_long_record_changes_nothing_of_it(monkeypatch):
         assert (merged[moments.COUNT], merged[moments.CALLS]) == (own.numel(), len(own))
         assert merged[moments.RMS] == pytest.approx(own.square().mean().sqrt().item(), rel=1e-5)
     assert sent.scalars("loss") == pytest.approx(values.sum(1).tolist(), rel=1e-6)
-    assert sent.notes() == {(A, moments.CLOSED): 0.5}
+    assert noted(sent) == {(A, moments.CLOSED): 0.5}
 
 
 def test_a_loop_that_never_steps_takes_bounded_memory(monkeypatch):
@@ -194,7 +207,7 @@ def test_tensors_that_are_forgotten_leave_no_trace(monkeypatch):
     sent = tape.take()
     sites, rows = sent.rows()
     assert sent.backwards == 0
-    assert sent.notes() == {}
+    assert noted(sent) == {}
     merged = moments.merge_all(rows, [0 if at == A else 1 for at in sites], 2)
     assert merged[:, moments.CALLS].tolist() == [5, 1]
     assert merged[:, moments.MEAN].tolist() == [3, 7]
@@ -214,4 +227,4 @@ def test_a_tape_takes_over_another_one():
     assert sites == [A, A, B]
     assert rows[:, moments.RMS].tolist() == [1, 3, 3]
     assert sent.scalars("loss") == [2.0]
-    assert sent.notes() == {(A, moments.CLOSED): 0.25}
+    assert noted(sent) == {(A, moments.CLOSED): 0.25}
