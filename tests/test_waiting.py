@@ -1,0 +1,149 @@
+"""Records of uneventful steps are made later, and nobody can tell: not from what is found, nor when, nor from what is kept."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import gradwatch
+from gradwatch.eventfiles import in_directory
+from gradwatch.trends import MOST_CALM
+from gradwatch.waiting import Waiting
+
+STEPS = 90
+
+
+class Impatient:
+    """A writer that takes one record after the other, for which nothing may wait."""
+
+    def write(self, record):
+        pass
+
+    def report(self, finding):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def waited(monkeypatch):
+    """How many steps waited, each time that records were made."""
+    counts, take = [], Waiting.take
+    monkeypatch.setattr(Waiting, "take", lambda waiting: counts.append(len(steps := take(waiting))) or steps)
+    return counts
+
+
+def healthy(_model, _step, loss):
+    return loss
+
+
+def not_a_number(_model, step, loss):
+    return loss * float("nan") if step == 57 else loss
+
+
+def growing_rate(model, step, loss):
+    model.rate = 0.1 if step < 50 else 10.0
+    return loss
+
+
+def cut_off(_model, step, loss):
+    return loss.detach().requires_grad_() * 1.0 if step >= 45 else loss
+
+
+def worse_and_worse(_model, step, loss):
+    return loss if step < 40 else loss + 100.0
+
+
+def train(program, *, every, told=True, steps=STEPS, **settings):
+    """The watch, and (step, kind, layer) of all that was said, in the step in which it was said."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    model.rate = 0.1
+    x, y = torch.randn(40, 6), torch.randn(40, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=model.rate)
+    said, now = [], 0
+    watch = gradwatch.watch(
+        model, optimizer, every=every, on_finding=lambda finding: said.append((now, finding.kind, finding.layer)), **settings
+    )
+    with watch:
+        for now in range(steps):  # read when something is said
+            optimizer.zero_grad()
+            loss = program(model, now, (model(x) - y).square().mean())
+            if told:
+                watch.loss(loss)
+            loss.backward()
+            optimizer.param_groups[0]["lr"] = model.rate
+            optimizer.step()
+    return watch, said
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["with losses", "without losses"])
+@pytest.mark.parametrize("every", [7, 1000])
+@pytest.mark.parametrize("program", [healthy, not_a_number, growing_rate, cut_off, worse_and_worse])
+def test_nothing_is_found_later_or_otherwise(program, every, told, waited):
+    one, said = train(program, every=every, told=told)
+    assert max(waited) > 1, "nothing has waited, so that nothing is shown"
+    waited.clear()
+    other, said_at_once = train(program, every=every, told=told, writers=[Impatient()])
+    assert max(waited) <= 1
+    assert said == said_at_once
+    assert one.findings == other.findings
+    assert list(one.history) == list(other.history)
+
+
+def test_whoever_asks_gets_all_records():
+    seen = []
+
+    def program(_model, step, loss):
+        if step == 60:
+            thread = threading.Thread(target=lambda: seen.extend(record.step for record in watching[0].history))
+            thread.start()
+            thread.join()
+        return loss
+
+    watching, make = [], gradwatch.Watch.__init__
+
+    def kept(watch, *args, **kwargs):
+        make(watch, *args, **kwargs)
+        watching.append(watch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradwatch.Watch, "__init__", kept)
+        train(program, every=1000)
+    assert seen == list(range(59))  # the last step becomes final when the next one is over
+
+
+def test_an_event_file_lags_by_a_dozen_records_and_is_complete_in_the_end(tmp_path):
+    lags = []
+
+    def program(_model, step, loss):
+        if step > 1:
+            lags.append(step - len(gradwatch.load(tmp_path)))
+        return loss
+
+    watch, _ = train(program, every=1000, steps=60, logdir=tmp_path)
+    assert min(lags) == 1, "the step that is not final yet"
+    assert 1 < max(lags) <= MOST_CALM + 1
+    assert gradwatch.load(tmp_path) == watch.history
+    assert len(in_directory(tmp_path)) == 1
+
+
+def test_nothing_waits_longer_than_a_second(monkeypatch, waited):
+    now = iter(range(10_000))
+    monkeypatch.setattr("gradwatch.waiting.time.monotonic", lambda: next(now))  # each look at the clock finds a second gone
+    train(healthy, every=1000)
+    assert max(waited) <= 2
+
+
+def test_a_detector_of_ones_own_that_believes_at_once_is_asked_at_once(waited):
+    asked = []
+
+    def every_record(history):
+        asked.append(history[-1].step)
+        return iter(())
+
+    _, _ = train(healthy, every=1000, detectors=[every_record])
+    assert asked == list(range(STEPS))
+    assert max(waited) <= 1
