@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from gradwatch.capture.guard import Guard, Turns
@@ -9,7 +10,8 @@ from gradwatch.capture.sealed import Sealed, records, runs
 from gradwatch.detectors import Detector, Ledger, name_of
 from gradwatch.history import History
 from gradwatch.records import Finding, Record
-from gradwatch.waiting import Waiting
+from gradwatch.trends import MOST_CALM
+from gradwatch.waiting import SECONDS, Waiting
 from gradwatch.writers import Writer
 
 
@@ -38,17 +40,19 @@ class Judging:
         self._ledger = Ledger(detectors, self._drop_detector)
         self._waiting = Waiting(self._history, self._ledger, hurried=hurried)
         self._unwritten: list[Record] = []
+        self._until = 0.0  # when the first of them has to be written
+        self._urgent = False  # whether one of them goes with a finding
 
     @property
     def history(self) -> History:
         """The newest records, and what was found; those that wait to be made are made now."""
-        self._make()
+        self._make(write=True)
         return self._history
 
     @property
     def findings(self) -> list[Finding]:
         """What was found, in order of ``first_step``."""
-        self._make()
+        self._make(write=True)
         return self._ledger.findings
 
     @property
@@ -61,16 +65,16 @@ class Judging:
         self._make()
         with self._turn:
             self._judge(record)
-            self._hand_over()
+            self._write_when_due(now=False)
 
     def add(self, step: Sealed) -> None:
         """Takes the newest step. Its record, and those of steps that waited, are made now, unless it may wait as well."""
-        if not self._waiting.add(step, patient=self._patient):
+        if not self._waiting.add(step, patient=self._patient, behind=len(self._unwritten)):
             self._make()
 
     def close(self) -> None:
         """Reports the findings that lasted to the end."""
-        self._make()
+        self._make(write=True)
         for finding in self._ledger.close():
             self._write("report", finding)
 
@@ -80,13 +84,14 @@ class Judging:
             self._write("close")
             self._writers.clear()
 
-    def _make(self) -> None:
+    def _make(self, *, write: bool = False) -> None:
         with self._turn:
-            for run in runs(self._waiting.take()):
+            steps = self._waiting.take()
+            for run in runs(steps):
                 with self._guard():
                     for record in records(run):
                         self._judge(record)
-            self._hand_over()
+            self._write_when_due(now=write or len(steps) > 1)
 
     def _judge(self, record: Record) -> None:
         self._history.append(record)
@@ -97,7 +102,17 @@ class Judging:
             for finding in (*found.raised, *found.over):
                 self._hand_over()  # a finding comes before the record that confirmed it, and after those before
                 self._write("report", finding)
+                self._urgent = True
+        if not self._unwritten:
+            self._until = time.monotonic() + SECONDS
         self._unwritten.append(record)
+
+    def _write_when_due(self, *, now: bool) -> None:
+        """Hands records over, but for those that are few and new, with no finding to tell: written together they cost less."""
+        due = now or self._urgent or len(self._unwritten) >= MOST_CALM or time.monotonic() > self._until
+        if due or not self._patient:
+            self._urgent = False
+            self._hand_over()
 
     def _hand_over(self) -> None:
         """Gives the writers the records that they have not got yet."""

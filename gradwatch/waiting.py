@@ -36,9 +36,9 @@ class _Limits(NamedTuple):
     most: int
     until: float
 
-    def hold(self, light: Light, waiting: int) -> bool:
-        """Whether a step may wait, where others do already."""
-        if waiting >= self.most or light.sites is not self.sites or time.monotonic() > self.until:
+    def hold(self, light: Light, waiting: int, behind: int) -> bool:
+        """Whether a step may wait, where others do already, and some records are behind."""
+        if waiting >= self.most or waiting + behind >= MOST_CALM or light.sites is not self.sites or time.monotonic() > self.until:
             return False
         if (light.loss is None) != (self.loss is None):
             return False
@@ -61,12 +61,13 @@ class Waiting:
         self._steps: list[Sealed] = []
         self._limits: _Limits | None = None
 
-    def add(self, step: Sealed, *, patient: bool) -> bool:
+    def add(self, step: Sealed, *, patient: bool, behind: int) -> bool:
         """Takes the newest step.
 
         Args:
             step: After all that wait.
             patient: Whether everybody else who gets records can wait for them.
+            behind: How many records they wait for already.
 
         Returns:
             Whether it may wait, and the others with it.
@@ -77,7 +78,7 @@ class Waiting:
             return False
         if self._limits is None:
             self._limits = self._measure(light)
-        return self._limits is not None and self._limits.hold(light, len(self._steps) - 1)
+        return self._limits is not None and self._limits.hold(light, len(self._steps) - 1, behind)
 
     def take(self) -> list[Sealed]:
         """All steps that wait, which wait no longer."""

@@ -1,5 +1,6 @@
 """Records of uneventful steps are made later, and nobody can tell: not from what is found, nor when, nor from what is kept."""
 
+import itertools
 import threading
 
 import pytest
@@ -7,11 +8,20 @@ import torch
 from torch import nn
 
 import gradwatch
+from gradwatch import judging, waiting
+from gradwatch.errors import RunError
 from gradwatch.eventfiles import in_directory
 from gradwatch.trends import MOST_CALM
 from gradwatch.waiting import Waiting
 
 STEPS = 90
+
+
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch):
+    """No second passes, however slow the machine is."""
+    for module in (judging, waiting):
+        monkeypatch.setattr(module, "SECONDS", 1e9)
 
 
 class Impatient:
@@ -115,24 +125,47 @@ def test_whoever_asks_gets_all_records():
     assert seen == list(range(59))  # the last step becomes final when the next one is over
 
 
-def test_an_event_file_lags_by_a_dozen_records_and_is_complete_in_the_end(tmp_path):
+def recorded(directory):
+    """The records and the findings that an event file holds."""
+    try:
+        history = gradwatch.load(directory)
+    except RunError:
+        return 0, []
+    return len(history), history.findings
+
+
+@pytest.mark.parametrize("every", [1, 7, 1000])
+def test_an_event_file_lags_by_a_dozen_records_and_is_complete_in_the_end(tmp_path, every):
     lags = []
 
     def program(_model, step, loss):
-        if step > 1:
-            lags.append(step - len(gradwatch.load(tmp_path)))
+        lags.append(step - recorded(tmp_path)[0])
         return loss
 
-    watch, _ = train(program, every=1000, steps=60, logdir=tmp_path)
-    assert min(lags) == 1, "the step that is not final yet"
-    assert 1 < max(lags) <= MOST_CALM + 1
+    watch, _ = train(program, every=every, steps=60, logdir=tmp_path)
+    assert 2 < max(lags) <= MOST_CALM + 2, "the step in progress and the one that is not final yet come on top"
     assert gradwatch.load(tmp_path) == watch.history
     assert len(in_directory(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("every", [1, 7, 1000])
+def test_a_finding_is_in_the_event_file_as_soon_as_it_is_raised(tmp_path, every):
+    found = {}
+
+    def program(model, step, loss):
+        found[step] = [finding.kind for finding in recorded(tmp_path)[1]]
+        return not_a_number(model, step, loss)
+
+    _, said = train(program, every=every, logdir=tmp_path)
+    (step,) = {step for step, kind, _ in said if kind == "non_finite"}
+    assert "non_finite" not in found[step]
+    assert "non_finite" in found[step + 1]
+
+
 def test_nothing_waits_longer_than_a_second(monkeypatch, waited):
-    now = iter(range(10_000))
-    monkeypatch.setattr("gradwatch.waiting.time.monotonic", lambda: next(now))  # each look at the clock finds a second gone
+    now = itertools.count()
+    monkeypatch.setattr(waiting, "SECONDS", 1.0)
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: next(now))  # each look at the clock finds a second gone
     train(healthy, every=1000)
     assert max(waited) <= 2
 

@@ -221,20 +221,23 @@ class Parameters:
         return dict(zip(grads, foreach_norm(list(grads.values())), strict=True)) if grads else {}
 
     def remember(self, names: Sequence[str]) -> None:
-        """Keeps a copy of the weights, until ``read_updates`` compares them."""
+        """Measures the weights, and keeps a copy until ``read_updates`` compares them."""
         alone: Sequence[str] = names
         if not self._before and not self._stacked_before:
             group = self._group_of(names)
             stacks = group.alike.stacks(group.weights())
             self._stacked_before = list(zip(group.together, stacks, strict=False))
+            for same, stack in self._stacked_before:
+                self.tape.add_table(same.weights, same.counts, moments.of_rows(stack.reshape(len(stack), -1)))
             alone = group.alone if stacks else names
         stacked = {name for same, _ in self._stacked_before for name in same.names}
         for name in alone:
             if name not in stacked and name not in self._before:
-                self._before[name] = self.held[name].weight().clone()
+                self._before[name] = weight = self.held[name].weight().clone()
+                self.tape.add(self._sites[name][0], weight)  # while it is in the processor's cache
 
     def read_updates(self, now: Mapping[str, Tensor]) -> None:
-        """Measures the remembered weights, which the step computed with, and how far they have moved since, and forgets them.
+        """Measures how far the remembered weights, which the step computed with, have moved since, and forgets them.
 
         Args:
             now: Name → the weight after the step: itself, or what functional code has put in its place.
@@ -248,20 +251,17 @@ class Parameters:
                 continue
             with torch.no_grad():
                 moved = torch.stack([weight for weight in after if weight is not None]).sub_(before)
-            both = torch.cat([before, moved]).reshape(2 * len(before), -1)
-            self.tape.add_table(same.weights + same.updates, same.counts * 2, moments.of_rows(both))
+            self.tape.add_table(same.updates, same.counts, moments.of_rows(moved.reshape(len(moved), -1)))
             if early:
                 for name, weight in zip(same.names, before, strict=True):
                     self._note_alike_rows(name, weight)
         for name, before in self._before.items():
-            site, _, update = self._sites[name]
-            self.tape.add(site, before)
             if early:
                 self._note_alike_rows(name, before)
             # Into the copy, which nobody needs any more: fresh memory costs more than the difference.
             weight_after = self._after(name, now)
             if weight_after is not None and weight_after.shape == before.shape:
-                self.tape.add(update, torch.sub(weight_after.detach(), before, out=before))
+                self.tape.add(self._sites[name][2], torch.sub(weight_after.detach(), before, out=before))
         self.forget()
 
     def _after(self, name: str, now: Mapping[str, Tensor]) -> Tensor | None:
