@@ -44,6 +44,7 @@ class Parameters:
         self.partial: frozenset[str] = frozenset()
         self._before: dict[str, Tensor] = {}
         self._stacked_before: list[tuple[Same, Tensor]] = []
+        self._weighed: set[str] = set()  # those of them that are measured
         self._leftover: dict[str, Tensor | None] = {}
         self._silent = units.SilentUnits()
         self._full_records = 0
@@ -55,6 +56,7 @@ class Parameters:
         for name in gone:  # one that takes its name has another past
             self._before.pop(name, None)
             self._leftover.pop(name, None)
+            self._weighed.discard(name)
         self.held = dict(held)
         self.named = {name: holding.leaf for name, holding in held.items()}
         self._sites: dict[str, Sites] = {name: sites_of(name, types[name], p.shape) for name, p in self.held.items()}
@@ -220,24 +222,42 @@ class Parameters:
         grads = {name: grad for name, grad in self._grads(names).items() if grad.layout == torch.strided}
         return dict(zip(grads, foreach_norm(list(grads.values())), strict=True)) if grads else {}
 
-    def remember(self, names: Sequence[str]) -> None:
-        """Measures the weights, and keeps a copy until ``read_updates`` compares them."""
+    def remember(self, names: Sequence[str], *, moving: bool) -> None:
+        """Keeps a copy of the weights, until ``read_updates`` compares them.
+
+        Args:
+            names: Of the parameters.
+            moving: Whether they are about to move; then they are measured too, while they are in the processor's cache. Else they
+                may be exchanged for others before.
+        """
         alone: Sequence[str] = names
         if not self._before and not self._stacked_before:
             group = self._group_of(names)
             stacks = group.alike.stacks(group.weights())
             self._stacked_before = list(zip(group.together, stacks, strict=False))
-            for same, stack in self._stacked_before:
-                self.tape.add_table(same.weights, same.counts, moments.of_rows(stack.reshape(len(stack), -1)))
             alone = group.alone if stacks else names
+            if moving:
+                for same, stack in self._stacked_before:
+                    self._measure_stack(same, stack)
         stacked = {name for same, _ in self._stacked_before for name in same.names}
         for name in alone:
             if name not in stacked and name not in self._before:
                 self._before[name] = weight = self.held[name].weight().clone()
-                self.tape.add(self._sites[name][0], weight)  # while it is in the processor's cache
+                if moving:
+                    self._measure_weight(name, weight)
+
+    def _measure_weight(self, name: str, weight: Tensor) -> None:
+        if name not in self._weighed:
+            self._weighed.add(name)
+            self.tape.add(self._sites[name][0], weight)
+
+    def _measure_stack(self, same: Same, stack: Tensor) -> None:
+        if same.names[0] not in self._weighed:
+            self._weighed.update(same.names)
+            self.tape.add_table(same.weights, same.counts, moments.of_rows(stack.reshape(len(stack), -1)))
 
     def read_updates(self, now: Mapping[str, Tensor]) -> None:
-        """Measures how far the remembered weights, which the step computed with, have moved since, and forgets them.
+        """Measures the remembered weights, which the step computed with, and how far they have moved since, and forgets them.
 
         Args:
             now: Name → the weight after the step: itself, or what functional code has put in its place.
@@ -245,6 +265,7 @@ class Parameters:
         early = self._full_records < SYMMETRIC_START
         self._full_records += bool(self._before or self._stacked_before)
         for same, before in self._stacked_before:
+            self._measure_stack(same, before)
             after = [self._after(name, now) for name in same.names]
             if not all(weight is not None and weight.shape == before.shape[1:] for weight in after):
                 self._before.update(zip(same.names, before.unbind(), strict=True))  # one by one
@@ -256,6 +277,7 @@ class Parameters:
                 for name, weight in zip(same.names, before, strict=True):
                     self._note_alike_rows(name, weight)
         for name, before in self._before.items():
+            self._measure_weight(name, before)
             if early:
                 self._note_alike_rows(name, before)
             # Into the copy, which nobody needs any more: fresh memory costs more than the difference.
@@ -281,6 +303,7 @@ class Parameters:
         """Lets go of the copies."""
         self._before.clear()
         self._stacked_before.clear()
+        self._weighed.clear()
 
 
 def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:

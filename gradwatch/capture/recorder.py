@@ -120,7 +120,7 @@ class Recorder:
             self._root_hooks.callback(self._root.register_forward_pre_hook(Hook(self, Recorder._enter)).remove)
             self._root_hooks.callback(self._root.register_forward_hook(Hook(self, Recorder._look)).remove)
         if not self._optimizers:  # nobody says when an update begins, so the weights are remembered from here on
-            self._parameters.remember(self._parameters.trainable(list(self._parameters.named)))
+            self._parameters.remember(self._parameters.trainable(list(self._parameters.named)), moving=False)
 
     def pause(self) -> None:
         """Takes the hooks off the model until ``open`` puts them back."""
@@ -217,7 +217,7 @@ class Recorder:
             self._unowned.read()
             self._look_for_late()
             if moving:
-                self._parameters.remember(names)
+                self._parameters.remember(names, moving=True)
 
     def _look_for_late(self) -> None:
         known, sinks = self._activations, self.sinks
