@@ -144,9 +144,10 @@ Shares of the processor time that watching adds, with one thread:
 - **hooks**: what runs while forward and backward do, in full records only: each output, its gradient, and the input gradient of
   activations are measured.
 - **optimizer boundary**: gradients are read at every step; in full records also the weights before it and the updates after it.
-- **record**: the rows of the step before are merged and put in order.
+- **record**: the rows of steps that are over are merged and put in order, those of light steps in which nothing happens up to a
+  dozen at a time.
 - **detectors**: the running figures of each tensor, and all default detectors.
-- **event file**: the record is encoded and written.
+- **event file**: records are encoded and written, up to a dozen in one go.
 - **the training itself**: what its own code takes longer while it is watched, as caches and memory are shared; less than nothing
   where that is within the noise.
 
