@@ -11,6 +11,7 @@ Measuring never asks a device for a value: ``measure`` returns 0-dimensional ten
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, overload
 
@@ -36,6 +37,11 @@ SHARES = slice(CLOSED, STALE + 1)
 SAFE_NORM = (1e-15, 1e15)
 """A float32 norm inside this band was neither rounded to zero nor overflowed while its elements were squared: float32 ends at
 1.2e-38 and 3.4e38, and squares of elements that matter stay far from both. Outside it the tensor is measured again in float64."""
+
+CHUNK = 2**17
+"""Elements whose zeros are counted at a time, in half a megabyte that every thread keeps."""
+
+_kept = threading.local()
 
 Part = Tensor | float
 
@@ -143,7 +149,7 @@ def _plain(x: Tensor, zeros: bool) -> Pieces:
     wide = torch.float64 if x.dtype is torch.float64 else torch.float32
     total, norm = x.sum(dtype=wide), torch.linalg.vector_norm(x, dtype=wide)
     low, high = torch.aminmax(x) if x.numel() < WIDE else (x.amin(), x.amax())
-    count = _count_zeros(x).item() if zeros else math.nan
+    count = count_zeros(x).item() if zeros else math.nan
     size = norm.item()
     if SAFE_NORM[0] < size < SAFE_NORM[1]:
         return total.item(), size, low.item(), high.item(), count, 0.0
@@ -155,7 +161,7 @@ def _without_reading(x: Tensor, zeros: bool) -> Pieces:
     low, high = torch.aminmax(x)
     # A square of a float32 fits into float64; only float64 itself has to be scaled.
     norm = _scaled_norm(x, low, high) if x.dtype == torch.float64 else torch.linalg.vector_norm(x, dtype=torch.float64)
-    count = _count_zeros(x) if zeros else torch.full((), math.nan, device=x.device)
+    count = count_zeros(x) if zeros else torch.full((), math.nan, device=x.device)
     return x.sum(dtype=torch.float64), norm, low, high, count, _count_nonfinite(x)
 
 
@@ -167,9 +173,22 @@ def _scaled_norm(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return scaled * safe
 
 
-def _count_zeros(x: Tensor, dim: int | None = None) -> Tensor:
+def count_zeros(x: Tensor, dim: int | None = None) -> Tensor:
+    """How many elements are exactly zero, of all or along a dimension."""
+    if dim is None and x.numel() > CHUNK and readable(x) and x.is_contiguous():
+        return _count_zeros_in_chunks(x.view(-1))
     # Writing the comparison as floats and adding them is 3 to 10 times faster on a CPU than `count_nonzero`.
     return torch.eq(x, 0, out=torch.empty_like(x, dtype=torch.float32)).sum(dim)
+
+
+def _count_zeros_in_chunks(x: Tensor) -> Tensor:
+    # Memory by the megabyte comes from the system, and getting it takes longer than comparing: so it is kept.
+    scratch = getattr(_kept, "scratch", None)
+    if scratch is None:
+        with torch.inference_mode(mode=False):
+            scratch = _kept.scratch = torch.empty(CHUNK)
+    counts = [torch.eq(chunk, 0, out=scratch[: len(chunk)]).sum() for chunk in torch.split(x, CHUNK)]
+    return torch.stack(counts).double().sum()
 
 
 def _count_nonfinite(x: Tensor) -> Tensor:
@@ -237,7 +256,7 @@ def of_rows(x: Tensor, *, zeros: bool = False) -> Tensor:
     found[:, 0] = x.sum(1).numpy()
     found[:, 1] = norm = torch.linalg.vector_norm(x, dim=1).numpy()
     found[:, 2], found[:, 3] = x.amin(1).numpy(), x.amax(1).numpy()  # aminmax along a dimension is 40 times slower
-    found[:, 4] = _count_zeros(x, 1).numpy() if zeros else math.nan
+    found[:, 4] = count_zeros(x, 1).numpy() if zeros else math.nan
     found[:, 5] = 0
     joined = torch.from_numpy(found)
     if not (norm.min() > SAFE_NORM[0] and norm.max() < SAFE_NORM[1]):

@@ -199,6 +199,16 @@ def test_small_images_that_are_stored_channels_last_share_a_table():
     assert_same(table, np.stack([by_hand(image) for image in images]))
 
 
+@pytest.mark.parametrize("size", [moments.CHUNK, moments.CHUNK + 1, 2 * moments.CHUNK + 5])
+@pytest.mark.parametrize("layout", ["in a row", "apart"])
+def test_zeros_of_large_tensors_are_counted_in_chunks(size, layout):
+    values = torch.randn(2 * size, generator=torch.Generator().manual_seed(0)).relu()
+    values[-1] = 0.0
+    tensor = values[:size] if layout == "in a row" else values[::2]
+    assert moments.count_zeros(tensor).item() == (tensor.numpy() == 0).sum()
+    assert row_of(tensor)[ZEROS] == (tensor.numpy() == 0).sum()
+
+
 def test_parameters_and_tensors_of_a_graph_are_measured_outside_of_it():
     weight = nn.Parameter(torch.tensor([1.0, -2.0]))
     for tensor in (weight, weight * 3):
