@@ -65,7 +65,7 @@ def test_the_metadata_are_those_of_the_project(wheel):
     assert metadata["Version"] == gradwatch.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     required = {line for line in metadata.get_all("Requires-Dist") if ";" not in line}
-    assert sorted(line.partition(">")[0] for line in required) == ["numpy", "pandas", "tensorboard", "torch"]
+    assert sorted(line.partition(">")[0] for line in required) == ["google-crc32c", "numpy", "pandas", "tensorboard", "torch"]
     assert {"lightning", "demo", "dev"} <= set(metadata.get_all("Provides-Extra"))
     assert "Apache License" in content(wheel, "licenses/LICENSE")
     assert "gradwatch" in metadata.get_payload()  # the README
