@@ -11,7 +11,6 @@ Measuring never asks a device for a value: ``measure`` returns 0-dimensional ten
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, overload
 
@@ -26,10 +25,11 @@ Array = npt.NDArray[np.float32]
 
 COLUMNS = ("count", "calls", "mean", "rms", "min", "max", "zeros", "nonfinite", "closed", "dead", "alike", "stale")
 """The columns of a row. ``count``: elements (a complex number counts as two); ``calls``: tensors merged into the row;
-``zeros``: elements that are exactly 0; ``nonfinite``: elements that are NaN or infinite. The last four are shares from 0 to 1,
-measured where they make sense: ``closed``: elements of an activation whose local derivative is next to nothing; ``dead``: units
-that have been silent for several full records; ``alike``: rows of a matrix that equal another one; ``stale``: what was left in
-``.grad`` from the step before, over what was there at the step. NaN: not measured."""
+``zeros``: elements that are exactly 0, on a CPU estimated from a ``sample`` of a large tensor; ``nonfinite``: elements that are NaN
+or infinite. The last four are shares from 0 to 1, measured where they make sense: ``closed``: elements of an activation whose local
+derivative is next to nothing; ``dead``: units that have been silent for several full records; ``alike``: rows of a matrix that
+equal another one; ``stale``: what was left in ``.grad`` from the step before, over what was there at the step. NaN: not
+measured."""
 
 COUNT, CALLS, MEAN, RMS, MIN, MAX, ZEROS, NONFINITE, CLOSED, DEAD, ALIKE, STALE = range(len(COLUMNS))
 SHARES = slice(CLOSED, STALE + 1)
@@ -38,10 +38,11 @@ SAFE_NORM = (1e-15, 1e15)
 """A float32 norm inside this band was neither rounded to zero nor overflowed while its elements were squared: float32 ends at
 1.2e-38 and 3.4e38, and squares of elements that matter stay far from both. Outside it the tensor is measured again in float64."""
 
-CHUNK = 2**17
-"""Elements whose zeros are counted at a time, in half a megabyte that every thread keeps."""
+SAMPLE = 65_536
+"""Elements that a share is taken of: enough for half a per cent, few enough to cost less than a layer."""
 
-_kept = threading.local()
+RUN = 64
+"""Neighbours that are sampled together: an element by itself costs as much as the cache line that it lies in."""
 
 Part = Tensor | float
 
@@ -87,7 +88,8 @@ def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tupl
 
     Args:
         tensor: Any shape and dtype.
-        zeros: Also count the elements that are exactly zero; else the count is NaN.
+        zeros: Also count the elements that are exactly zero; else the count is NaN. On a CPU those of a large tensor are counted in
+            a ``sample`` of it.
         later: Whether ``table`` may do the rest: join the parts of a tensor on a GPU.
 
     Returns:
@@ -149,7 +151,7 @@ def _plain(x: Tensor, zeros: bool) -> Pieces:
     wide = torch.float64 if x.dtype is torch.float64 else torch.float32
     total, norm = x.sum(dtype=wide), torch.linalg.vector_norm(x, dtype=wide)
     low, high = torch.aminmax(x) if x.numel() < WIDE else (x.amin(), x.amax())
-    count = count_zeros(x).item() if zeros else math.nan
+    count = _zeros(x) if zeros else math.nan
     size = norm.item()
     if SAFE_NORM[0] < size < SAFE_NORM[1]:
         return total.item(), size, low.item(), high.item(), count, 0.0
@@ -173,22 +175,27 @@ def _scaled_norm(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return scaled * safe
 
 
+def _zeros(x: Tensor) -> float:
+    (looked_at,) = sample(x)
+    return count_zeros(looked_at).item() * (x.numel() / looked_at.numel())
+
+
+def sample(*tensors: Tensor) -> list[Tensor]:
+    """The same elements of several tensors of one shape: all of them, or about ``SAMPLE`` of more than twice as many."""
+    size = tensors[0].numel()
+    if size <= 2 * SAMPLE:
+        return list(tensors)
+    # An odd stride: one that divides a tensor's sizes would see one column only.
+    stride = size // SAMPLE | 1
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        return [tensor.reshape(-1)[::stride] for tensor in tensors]
+    return [tensor.view(-1)[: size // RUN * RUN].view(-1, RUN)[::stride] for tensor in tensors]
+
+
 def count_zeros(x: Tensor, dim: int | None = None) -> Tensor:
     """How many elements are exactly zero, of all or along a dimension."""
-    if dim is None and x.numel() > CHUNK and readable(x) and x.is_contiguous():
-        return _count_zeros_in_chunks(x.view(-1))
     # Writing the comparison as floats and adding them is 3 to 10 times faster on a CPU than `count_nonzero`.
     return torch.eq(x, 0, out=torch.empty_like(x, dtype=torch.float32)).sum(dim)
-
-
-def _count_zeros_in_chunks(x: Tensor) -> Tensor:
-    # Memory by the megabyte comes from the system, and getting it takes longer than comparing: so it is kept.
-    scratch = getattr(_kept, "scratch", None)
-    if scratch is None:
-        with torch.inference_mode(mode=False):
-            scratch = _kept.scratch = torch.empty(CHUNK)
-    counts = [torch.eq(chunk, 0, out=scratch[: len(chunk)]).sum() for chunk in torch.split(x, CHUNK)]
-    return torch.stack(counts).double().sum()
 
 
 def _count_nonfinite(x: Tensor) -> Tensor:

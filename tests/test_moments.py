@@ -199,14 +199,24 @@ def test_small_images_that_are_stored_channels_last_share_a_table():
     assert_same(table, np.stack([by_hand(image) for image in images]))
 
 
-@pytest.mark.parametrize("size", [moments.CHUNK, moments.CHUNK + 1, 2 * moments.CHUNK + 5])
-@pytest.mark.parametrize("layout", ["in a row", "apart"])
-def test_zeros_of_large_tensors_are_counted_in_chunks(size, layout):
-    values = torch.randn(2 * size, generator=torch.Generator().manual_seed(0)).relu()
-    values[-1] = 0.0
-    tensor = values[:size] if layout == "in a row" else values[::2]
-    assert moments.count_zeros(tensor).item() == (tensor.numpy() == 0).sum()
-    assert row_of(tensor)[ZEROS] == (tensor.numpy() == 0).sum()
+@pytest.mark.parametrize("layout", ["in a row", "transposed"])
+@pytest.mark.parametrize("shape", [(3 * moments.SAMPLE + 5,), (32, 16, 32, 32), (1000, 1001), (4096, 64)])
+def test_zeros_of_large_tensors_are_estimated(shape, layout):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x[..., : shape[-1] // 4] = 0.0  # whole columns
+    x = x if layout == "in a row" else x.mT if x.dim() > 1 else x[::2]
+    for kind, tensor in (("a ReLU's", x.relu()), ("all", x * 0), ("none", x.abs() + 1)):
+        _, (*_, zeros, _) = moments.measure(tensor, zeros=True)
+        truth = (tensor.numpy() == 0).mean()
+        assert zeros / tensor.numel() == pytest.approx(truth, abs=0.02 if kind == "a ReLU's" else 0), kind
+
+
+def test_a_sample_of_several_tensors_is_of_the_same_elements():
+    x = torch.arange(600_000.0).reshape(600, 1000)
+    for first, second in ((x, x + 0.5), (x, x.t().contiguous().t()), (x.t(), x.t())):
+        one, other = moments.sample(first, second)
+        assert moments.SAMPLE / 2 < one.numel() < 2 * moments.SAMPLE
+        assert set((other - one).unique().tolist()) <= {0.0, 0.5}
 
 
 def test_parameters_and_tensors_of_a_graph_are_measured_outside_of_it():

@@ -21,12 +21,6 @@ WINDOW = 2
 """Full records in a row in which a unit has to be silent to count as dead: with the default cadence 11 steps, and every input of
 two batches. A unit that is open for one input in ten is silent through two batches of 32 once in a thousand."""
 
-SAMPLE = 65_536
-"""Elements that a share is taken of: enough for 0.2 %, few enough to cost less than a layer."""
-
-COUNTED = 2**20
-"""Elements up to which zeros are counted in all of a tensor."""
-
 CLOSED = 0.04
 """A valve under this share of its largest derivative is closed: a sigmoid beyond 0.01 and 0.99, a tanh beyond ±0.98, which is
 where Glorot & Bengio (2010) see a unit as saturated."""
@@ -128,8 +122,8 @@ class _Block(NamedTuple):
 
 
 def _stride(elements: int) -> int:
-    """The distance of the elements of a sample: odd, since one that divides a tensor's sizes would see one column only."""
-    return max(1, elements // SAMPLE) | 1
+    """The distance of the inputs of a sample: odd, since one that divides a tensor's sizes would see one column only."""
+    return max(1, elements // moments.SAMPLE) | 1
 
 
 def awake_units(tensor: Tensor, axis: int) -> Tensor:
@@ -175,11 +169,7 @@ def closed_share(widest: float | None, grad_output: Tensor, grad_input: Tensor) 
     Returns:
         Shape (); NaN where no gradient arrived at all.
     """
-    # Zeros are counted faster in all of a tensor than in a sample, whose elements lie apart.
-    stride = 1 if widest == SWITCH and grad_output.numel() <= COUNTED else _stride(grad_output.numel())
-    arrived, passed = grad_output.detach(), grad_input.detach()
-    if stride > 1:
-        arrived, passed = arrived.reshape(-1)[::stride], passed.reshape(-1)[::stride]
+    arrived, passed = moments.sample(grad_output.detach(), grad_input.detach())
     return closed_shares(widest, arrived.reshape(1, -1), passed.reshape(1, -1)).reshape(())
 
 
