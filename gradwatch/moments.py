@@ -136,15 +136,15 @@ def is_small(tensor: Tensor) -> bool:
     return (
         type(tensor) is Tensor
         and tensor.dtype is torch.float32
+        and tensor.is_cpu
         and 0 < tensor.numel() <= SMALL
         and tensor.layout is torch.strided
-        and readable(tensor)
     )
 
 
 def readable(tensor: Tensor) -> bool:
     """Whether a value can be read at no cost: a plain tensor in main memory, not a fake or a distributed one."""
-    return type(tensor) is Tensor and tensor.device.type == "cpu"
+    return type(tensor) is Tensor and tensor.is_cpu
 
 
 def _plain(x: Tensor, zeros: bool) -> Pieces:

@@ -29,7 +29,6 @@ class Same(NamedTuple):
     weights: tuple[Site, ...]
     gradients: tuple[Site, ...]
     updates: tuple[Site, ...]
-    counts: list[int]
 
 
 class Group:
@@ -65,7 +64,6 @@ class Group:
                 tuple(sites[position][0] for position in group),
                 tuple(sites[position][1] for position in group),
                 tuple(sites[position][2] for position in group),
-                [weights[position].numel() for position in group],
             )
             for group in self.alike.together
         ]

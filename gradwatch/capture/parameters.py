@@ -45,6 +45,7 @@ class Parameters:
         self._before: dict[str, Tensor] = {}
         self._stacked_before: list[tuple[Same, Tensor]] = []
         self._weighed: set[str] = set()  # those of them that are measured
+        self._stacked_grads: tuple[Group, list[Tensor]] | None = None
         self._leftover: dict[str, Tensor | None] = {}
         self._silent = units.SilentUnits()
         self._full_records = 0
@@ -121,8 +122,9 @@ class Parameters:
 
     def _read_moments(self, group: Group, grads: list[Tensor], tape: Tape) -> None:
         stacks = group.alike.stacks(grads)
+        self._stacked_grads = group, stacks
         for same, stack in zip(group.together, stacks, strict=False):  # none of the stacks, or all
-            tape.add_table(same.gradients, same.counts, moments.of_rows(stack.reshape(len(stack), -1)))
+            tape.add_stack(same.gradients, stack)
         for position in group.alike.alone if stacks else range(len(grads)):
             tape.add(self._sites[group.names[position]][1], grads[position])
 
@@ -177,7 +179,8 @@ class Parameters:
     def note_silent_rows(self, names: Sequence[str]) -> None:
         """Notes which rows of the gradients are exactly zero, clipped or not."""
         group, grads = self._with_gradient(names)
-        stacks = group.alike.stacks(grads)
+        known, self._stacked_grads = self._stacked_grads, None
+        stacks = known[1] if known is not None and known[0] is group else group.alike.stacks(grads)
         for same, stack in zip(group.together, stacks, strict=False):
             if not units.observable_rows(stack[0]):
                 continue
@@ -254,7 +257,7 @@ class Parameters:
     def _measure_stack(self, same: Same, stack: Tensor) -> None:
         if same.names[0] not in self._weighed:
             self._weighed.update(same.names)
-            self.tape.add_table(same.weights, same.counts, moments.of_rows(stack.reshape(len(stack), -1)))
+            self.tape.add_stack(same.weights, stack)
 
     def read_updates(self, now: Mapping[str, Tensor]) -> None:
         """Measures the remembered weights, which the step computed with, and how far they have moved since, and forgets them.
@@ -272,7 +275,7 @@ class Parameters:
                 continue
             with torch.no_grad():
                 moved = torch.stack([weight for weight in after if weight is not None]).sub_(before)
-            self.tape.add_table(same.updates, same.counts, moments.of_rows(moved.reshape(len(moved), -1)))
+            self.tape.add_stack(same.updates, moved)
             if early:
                 for name, weight in zip(same.names, before, strict=True):
                     self._note_alike_rows(name, weight)

@@ -41,6 +41,7 @@ class Tape:
         # One append for each measurement, so that threads cannot come between its parts.
         self._measured: dict[torch.device, list[tuple[Site, int, Pieces | Parts]]] = defaultdict(list)
         self._small: dict[tuple[torch.Size, bool], list[tuple[Site, Tensor]]] = {}
+        self._stacks: list[tuple[tuple[Site, ...], Tensor]] = []
         self._copied = self._smalls = 0
         self._norms: list[tuple[tuple[Site, ...], npt.NDArray[np.float64], Tensor | list[float]]] = []
         self._sums: list[tuple[list[tuple[Site | None, Site]], Tensor]] = []
@@ -52,7 +53,9 @@ class Tape:
         self.graph_tasks: dict[int, int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._measured or self._small or self._norms or self._joined_before or self._sums or self._folded)
+        return bool(
+            self._measured or self._small or self._stacks or self._norms or self._joined_before or self._sums or self._folded
+        )
 
     def add(self, site: Site, tensor: Tensor, *, zeros: bool = False) -> Tensor | None:
         """Measures a tensor for a site, or the shard of it that this process holds. Several tensors of a site are merged.
@@ -64,7 +67,8 @@ class Tape:
         if values is None:
             return None
         if moments.is_small(values):
-            copy = values.detach().clone()  # nothing that becomes of the tensor changes what is measured
+            # Nothing that becomes of the tensor changes what is measured of a copy.
+            copy = (values.detach() if values.requires_grad else values).clone()
             key = copy.shape, zeros
             (self._small.get(key) or self._small.setdefault(key, [])).append((site, copy))
             self._smalls += 1
@@ -88,22 +92,30 @@ class Tape:
         return None
 
     def _measure_small(self) -> None:
-        """Measures what was copied, those of one shape together."""
+        """Measures what was copied, those of one size together."""
         small, self._small = self._small, {}
+        stacks, self._stacks = self._stacks, []
         self._copied = self._smalls = 0
+        alike: dict[tuple[int, bool], list[tuple[tuple[Site, ...], Tensor]]] = defaultdict(list)
+        for sites, stack in stacks:
+            alike[stack.numel() // len(stack), False].append((sites, stack.reshape(len(stack), -1)))
         for (shape, zeros), copies in small.items():
-            if not copies:
-                continue  # of a backward pass that the record is not about
-            stack = torch.stack([copy for _, copy in copies]).reshape(len(copies), -1)  # no view: some may be stored channels last
-            self.add_table(tuple(site for site, _ in copies), [shape.numel()] * len(copies), moments.of_rows(stack, zeros=zeros))
+            if copies:  # else they were of a backward pass that the record is not about
+                stack = torch.stack([copy for _, copy in copies])
+                # No view: some may be stored channels last.
+                alike[shape.numel(), zeros].append((tuple(site for site, _ in copies), stack.reshape(len(copies), -1)))
+        for (size, zeros), together in alike.items():
+            sites = tuple(itertools.chain.from_iterable(its for its, _ in together))
+            rows = torch.cat([stack for _, stack in together]) if len(together) > 1 else together[0][1]
+            self._joined_before.append((sites, [size] * len(sites), moments.of_rows(rows, zeros=zeros)))
 
     def add_norms(self, sites: tuple[Site, ...], counts: npt.NDArray[np.float64], norms: Tensor | list[float]) -> None:
         """Takes Euclidean norms that were measured elsewhere, (sites,); nothing else is known about their tensors."""
         self._norms.append((sites, counts, norms))
 
-    def add_table(self, sites: tuple[Site, ...], counts: list[int], table: Tensor) -> None:
-        """Takes moments that were measured elsewhere, (sites, 6) as ``moments.table`` joins them, on the host."""
-        self._joined_before.append((sites, counts, table))
+    def add_stack(self, sites: tuple[Site, ...], stack: Tensor) -> None:
+        """Takes copies of small tensors in one, (sites, ...), in main memory and in float32, which nobody changes any more."""
+        self._stacks.append((sites, stack))
 
     def add_sums(self, sites: list[tuple[Site | None, Site]], measured: Tensor) -> None:
         """Takes what compiled graphs measured.
@@ -136,6 +148,7 @@ class Tape:
             self._measured[device] += measured
         for key, copies in other._small.items():
             self._small.setdefault(key, []).extend(copies)
+        self._stacks += other._stacks
         for device, notes in other._notes.items():
             self._notes[device] += notes
         for name, values in other._scalars.items():
@@ -162,6 +175,7 @@ class Tape:
             if any(site.tensor in tensors for site in sites):
                 kept = [place for place, site in enumerate(sites) if site.tensor not in tensors]
                 self._joined_before[index] = tuple(sites[at] for at in kept), [counts[at] for at in kept], table[kept]
+        self._stacks = [stack for stack in self._stacks if stack[0][0].tensor not in tensors]  # as in a note, all are of one tensor
         for notes in self._notes.values():
             noted = list(notes)
             notes[: len(noted)] = [note for note in noted if note[0][0].tensor not in tensors]  # all of a note are of one tensor
@@ -202,6 +216,7 @@ class Tape:
         if (
             self._measured
             or self._small
+            or self._stacks
             or self._joined_before
             or self._sums
             or self._scalars
