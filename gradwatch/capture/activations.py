@@ -25,7 +25,7 @@ from gradwatch.capture.branches import Inputs
 from gradwatch.capture.budget import Meter
 from gradwatch.capture.compiled import Sinks
 from gradwatch.capture.elementwise import is_elementwise
-from gradwatch.capture.engine import in_transform, recompute_kind
+from gradwatch.capture.engine import graph_task, in_transform, recompute_kind
 from gradwatch.capture.gradients import Gradients
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.late import LATE, Late
@@ -234,7 +234,8 @@ class Activations:
         """Whether this call is one to observe: eager code that builds the graph of a backward pass to come."""
         if not self.gradients.listening or not torch.is_grad_enabled() or in_transform():
             return False
-        return recompute_kind() != "non-reentrant"  # that was observed when forward first came by
+        # A forward that a checkpoint repeats was observed when it first came by.
+        return graph_task() == -1 or recompute_kind() != "non-reentrant"
 
     def _reach(self, site: Site) -> None:
         """Keeps the order of forward: a layer that is first reached in a later step belongs behind those reached before it.

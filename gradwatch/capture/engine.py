@@ -14,19 +14,16 @@ from torch.utils import checkpoint
 # Private functions of torch tell a recomputation, a functional transform and a backward pass from a plain forward. Where a
 # release lacks one, its question is answered as in a plain loop.
 _interpreters = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
-_graph_task_id = getattr(torch._C, "_current_graph_task_id", None)
 _is_batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", None)
 _top_saved_hooks = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
 
 _is_exporting = getattr(torch.compiler, "is_exporting", None)
 
+graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+"""The number of the backward pass that runs in this thread; -1 outside of one."""
+
 _REPEATS = {"unpack_hook": "non-reentrant", "backward": "reentrant"}
 """The functions of ``torch.utils.checkpoint`` that repeat a forward."""
-
-
-def graph_task() -> int:
-    """The number of the backward pass that runs in this thread; -1 outside of one."""
-    return int(_graph_task_id()) if _graph_task_id is not None else -1
 
 
 def at_end_of_pass(call: Callable[[], None]) -> None:

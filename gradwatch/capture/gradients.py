@@ -82,7 +82,7 @@ class Gradients:
             also: Called with each gradient.
         """
         bound = site, self._enclosing(), also
-        base = full_base(tensor)
+        base = None if tensor._base is None else full_base(tensor)
         if base is None:
             self._hook(tensor, Hook(self, Gradients._arrived, *bound))
         elif given is not None and not any(base is item or base is item._base for item in unique_tensors(given)):
@@ -138,8 +138,6 @@ class Gradients:
             task: Its number.
             outer: That of the pass inside of which the graph was built, -1 where there is none.
         """
-        if self._counted == (task, outer):  # as most gradients follow one of the same pass
-            return True
         kind = self._passes.kind(outer)
         if kind is Kind.ELSEWHERE or kind < self._highest:
             return False
@@ -168,7 +166,7 @@ class Gradients:
     def _is_observed(self, outer: int, grad: Tensor) -> bool:
         """Whether what arrives belongs into the record; then the pass that brings it is noted."""
         task = graph_task()
-        if not self.listening or is_batched(grad) or not self._counts(task, outer):
+        if not self.listening or is_batched(grad) or not (self._counted == (task, outer) or self._counts(task, outer)):
             return False
         if task not in self._tape.graph_tasks and self._begins is not None and self._highest is Kind.ACCUMULATES:
             self._begins()
@@ -178,7 +176,7 @@ class Gradients:
     def _arrived(self, site: Site, outer: int, also: Also | None, grad: Tensor | None) -> None:
         if grad is None or not self._is_observed(outer, grad):  # None: an unused output of an operation with several
             return
-        values = local(grad)
+        values = grad if type(grad) is Tensor else local(grad)
         if values is None:
             return
         copy = self._tape.add(site, values)
@@ -205,16 +203,18 @@ class Gradients:
         _: Any,
     ) -> None:
         task = graph_task()
-        if not self.listening or not self._counts(task, outer):
+        if not self.listening or not (self._counted == (task, outer) or self._counts(task, outer)):
             return
         part = grads[number]
         if part is not None:
             if is_batched(part):
                 return
-            if is_distributed(part):
+            if type(part) is not Tensor and is_distributed(part):
                 part, shape = local(part), None  # a shard has a shape of its own
-        if part is not None:
-            part = part.detach() if shape is None else part.detach().reshape(shape)
+        if part is not None and part.requires_grad:
+            part = part.detach()
+        if part is not None and shape is not None and part.shape != shape:
+            part = part.reshape(shape)
         self._arrived(site, outer, also, parts.add(task, part))
         if parts:
             self._unfinished[parts] = site

@@ -11,6 +11,8 @@ import torch
 
 from gradwatch.capture.budget import Meter
 
+_is_compiling = torch.compiler.is_compiling
+
 
 class Owner(Protocol):
     """Whoever observes: it hears of errors in its hooks, which must not reach the user's training.
@@ -43,7 +45,7 @@ class Hook:
 
     def __call__(self, *args: Any) -> Any:
         """Observes, and returns what the owner's function returns; None where there is nobody to observe for."""
-        if torch.compiler.is_compiling():  # a compiler that traces the model must not trace its observer
+        if _is_compiling():  # a compiler that traces the model must not trace its observer
             return None if self.traced is None else self.traced(*args)
         owner = self.owner()
         if owner is None:
