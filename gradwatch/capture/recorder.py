@@ -72,7 +72,7 @@ class Recorder:
         self.step = self._first_step = first_step
         self.scaling = Scaling(scaler)
         self._membership = membership
-        self._optimizers, self._every, self._report = optimizers, every, fail
+        self._optimizers, self._report = optimizers, fail
         self._cadence = Cadence(optimizers, every, first_step, budget)
         self.meter = None if budget is None else budget.meter
         self._tape = Tape()
@@ -175,8 +175,9 @@ class Recorder:
 
     def _look(self, module: nn.Module, _args: Any, output: Any) -> None:
         if torch.is_grad_enabled() and not in_transform() and not swaps_parameters(module):
-            self._unowned.know(module.parameters())  # they may have been exchanged since the watch was made
-            self._unowned.look(output)
+            if not self._unowned.done:
+                self._unowned.know(module.parameters())  # they may have been exchanged since the watch was made
+                self._unowned.look(output)
             if self.sinks.traced:
                 self._activations.gradients.await_pass(unique_tensors(output))
 

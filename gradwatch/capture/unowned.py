@@ -57,8 +57,6 @@ class Unowned:
 
     def look(self, output: Any) -> None:
         """Searches the graph of what the model returned."""
-        if self.done:
-            return
         self._looks += 1
         pending = [tensor.grad_fn for tensor in unique_tensors(output)]
         seen = set()

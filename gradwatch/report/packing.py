@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import json
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +39,8 @@ def pack(run: Run) -> str:
         run: The run.
 
     Returns:
-        Base64 of gzip of: the length of the header, uint32; the header, JSON, padded to 4; the codes of all grids, each
-        (rows, columns), first all their low bytes and then all their high ones, as differences along a row, which compress better.
+        Base64 of gzip of, with a header: the codes of all grids, each (rows, columns), first all their low bytes and then all
+        their high ones, as differences along a row, which compress better.
     """
     entries = answers.measured(run, FIRST)
     rows = {entry.id: _rows(run, entry) for entry in entries}
@@ -69,10 +68,8 @@ def pack(run: Run) -> str:
         "loss": answers.loss(run),
         "grids": grids,
     }
-    header = json.dumps(told, allow_nan=False).encode()
-    header += b" " * (-len(header) % 4)
     bytes_of_codes = np.concatenate([*blobs, np.zeros(0, np.uint16)]).astype("<u2").view(np.uint8).reshape(-1, 2)
-    content = len(header).to_bytes(4, "little") + header + bytes_of_codes.T.tobytes()
+    content = answers.with_header(told, bytes_of_codes.T.tobytes())
     return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 

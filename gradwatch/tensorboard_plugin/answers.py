@@ -29,7 +29,7 @@ SPARK = 60
 def layout(run: Run) -> dict[str, Any]:
     """What there is: layers in forward order, the statistics that were measured, and the extent of the records."""
     steps = [block.steps for block in run.blocks if len(block.steps)]
-    distances = np.diff(_full_steps(run))
+    distances = np.diff(run.full_steps)
     return {
         "layers": [
             {"name": at.name, "type": at.type, "tensors": at.tensors, "parameters": at.parameters, "weight": at.weight}
@@ -106,7 +106,7 @@ def series(run: Run, layer: Layer) -> dict[str, Any]:
 
 def table(run: Run) -> dict[str, Any]:
     """A row for each layer: its state, the newest numbers, and how its gradient went."""
-    last, full = run.last_step, next(reversed(_full_steps(run)), None)
+    last, full = run.last_step, next(reversed(run.full_steps), None)
     newest = {entry.id: _newest(pooling.sampled(run, entry), entry, len(run.layers)) for entry in measured(run, FIRST)}
     gradient = grid(run, SHOWN["gradient"], first=None, last=None, width=SPARK)
     someone_is_ill = last is not None and any(lasts(finding, last, full) for finding in run.findings)
@@ -130,11 +130,6 @@ def table(run: Run) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _full_steps(run: Run) -> list[int]:
-    full = [block.steps[block.about("full") > 0] for block in run.blocks]
-    return [int(step) for step in np.unique(np.concatenate(full))] if full else []
-
-
 def _status(ill: Sequence[Finding], *, observed: bool, someone_is_ill: bool) -> str:
     """A layer is called ok only while nothing in the run is wrong: a fault has one name and many victims."""
     if ill:
@@ -146,8 +141,20 @@ def incidents(run: Run) -> list[dict[str, Any]]:
     """What was found, each incident under its first cause."""
     return [
         {"cause": _finding(run, incident.cause), "consequences": [_finding(run, one) for one in incident.consequences]}
-        for incident in group(run.findings, _full_steps(run))
+        for incident in group(run.findings, run.full_steps)
     ]
+
+
+def as_json(told: Any) -> bytes:
+    """An answer as JSON, in which NaN has no place."""
+    return json.dumps(told, allow_nan=False).encode()
+
+
+def with_header(told: Any, content: bytes) -> bytes:
+    """Bytes behind what says how to read them: the length of the header, uint32, little-endian; the header, JSON, padded to 4."""
+    header = as_json(told)
+    header += b" " * (-len(header) % 4)
+    return len(header).to_bytes(4, "little") + header + content
 
 
 def _finding(run: Run, finding: Finding) -> dict[str, Any]:

@@ -131,6 +131,12 @@ class Run:
         """The newest record's; None without records."""
         return max((int(block.steps[-1]) for block in self.blocks if len(block.steps)), default=None)
 
+    @cached_property
+    def full_steps(self) -> list[int]:
+        """Those of full records, in order."""
+        full = [block.steps[block.about("full") > 0] for block in self.blocks]
+        return [int(step) for step in np.unique(np.concatenate(full))] if full else []
+
     @property
     def records(self) -> int:
         """How many there are."""

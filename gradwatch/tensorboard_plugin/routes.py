@@ -6,7 +6,6 @@ by a name. What goes out is JSON in ASCII, or bytes, so that a hostile name of a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -47,10 +46,10 @@ def answer(reader: Reader, scope: Scope, route: str, args: Args) -> tuple[HTTPSt
     try:
         told = ROUTES[route](reader, scope, args)
     except Unknown as error:
-        return HTTPStatus.NOT_FOUND, JSON, _json({"error": str(error.args[0])})
+        return HTTPStatus.NOT_FOUND, JSON, answers.as_json({"error": str(error.args[0])})
     except Refused as error:
-        return HTTPStatus.BAD_REQUEST, JSON, _json({"error": str(error)})
-    return (HTTPStatus.OK, BYTES, told) if isinstance(told, bytes) else (HTTPStatus.OK, JSON, _json(told))
+        return HTTPStatus.BAD_REQUEST, JSON, answers.as_json({"error": str(error)})
+    return (HTTPStatus.OK, BYTES, told) if isinstance(told, bytes) else (HTTPStatus.OK, JSON, answers.as_json(told))
 
 
 def _runs(reader: Reader, scope: Scope, _args: Args) -> Any:
@@ -72,12 +71,11 @@ def _grid(run: Run, args: Args) -> bytes:
 
 
 def pack(grid: Grid) -> bytes:
-    """A grid as bytes, little-endian: the header's length, uint32; the header, JSON, padded to 4; values, float32; flags, uint8."""
+    """A grid as bytes, with a header: values, float32, little-endian; flags, uint8."""
     steps, last = grid.steps.tolist(), grid.last.tolist()
-    header = _json({"rows": grid.rows, "columns": len(steps), "steps": steps, "last": last})
-    header += b" " * (-len(header) % 4)
     values = np.ascontiguousarray(grid.values, "<f4").tobytes()
-    return len(header).to_bytes(4, "little") + header + values + np.ascontiguousarray(grid.flags).tobytes()
+    flags = np.ascontiguousarray(grid.flags).tobytes()
+    return answers.with_header({"rows": grid.rows, "columns": len(steps), "steps": steps, "last": last}, values + flags)
 
 
 def _of_a_run(ask: Callable[[Run, Args], Any]) -> Callable[[Reader, Scope, Args], Any]:
@@ -116,7 +114,3 @@ def _number(args: Args, name: str, least: int, most: int) -> int | None:
     if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
         raise Refused(f"{name!r} must be a whole number from {least} to {most}, and is {text!r}")
     return int(text)
-
-
-def _json(told: Any) -> bytes:
-    return json.dumps(told, allow_nan=False).encode()
