@@ -179,7 +179,7 @@ class Ledger:
         least = sys.maxsize
         for detector in self._detectors:
             settings = detector if isinstance(detector, Judgement) else Judgement()
-            if settings.full_only or settings.ignores_calm(trends):
+            if settings.full_only or _ignores_calm(settings, trends):
                 continue
             streak = max((case.streak for case in self._cases[id(detector)].values() if case.number is None), default=0)
             convinced = (settings.confirm + 1) // 2
@@ -223,6 +223,14 @@ class Ledger:
         return tuple(
             self._findings[case.number] for cases in self._cases.values() for case in cases.values() if case.number is not None
         )
+
+
+def _ignores_calm(settings: Judgement, trends: Trends) -> bool:
+    """What a detector says of itself; a class that replaces an inherited ``__call__`` alone has not been asked."""
+    defines = {
+        verb: next((base for base in type(settings).__mro__ if verb in vars(base)), object) for verb in ("__call__", "ignores_calm")
+    }
+    return issubclass(defines["ignores_calm"], defines["__call__"]) and settings.ignores_calm(trends)
 
 
 def raise_error(_detector: Detector, error: Exception) -> None:
