@@ -2,13 +2,15 @@
 
 import itertools
 import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
 import gradwatch
-from gradwatch import judging, waiting
+from gradwatch import Finding, judging, waiting
+from gradwatch.detectors import ExplodingGradient
 from gradwatch.errors import RunError
 from gradwatch.eventfiles import in_directory
 from gradwatch.trends import MOST_CALM
@@ -170,6 +172,23 @@ def test_nothing_waits_longer_than_a_second(monkeypatch, waited):
     assert max(waited) <= 2
 
 
+@pytest.mark.parametrize("every", [1, 1000])
+def test_the_records_of_slow_steps_are_written_one_by_one(every, tmp_path, monkeypatch):
+    now = [0.0]
+    for module in (judging, waiting):
+        monkeypatch.setattr(module, "SECONDS", 1.0)
+    monkeypatch.setattr(judging.time, "monotonic", lambda: now[0])
+    lags = []
+
+    def program(_model, step, loss):
+        now[0] += 1.5
+        lags.append(step - recorded(tmp_path)[0])
+        return loss
+
+    train(program, every=every, steps=60, logdir=tmp_path)
+    assert max(lags) == 1, "the step before is not final"
+
+
 def test_a_detector_of_ones_own_that_believes_at_once_is_asked_at_once(waited):
     asked = []
 
@@ -180,3 +199,24 @@ def test_a_detector_of_ones_own_that_believes_at_once_is_asked_at_once(waited):
     _, _ = train(healthy, every=1000, detectors=[every_record])
     assert asked == list(range(STEPS))
     assert max(waited) <= 1
+
+
+@dataclass(frozen=True)
+class Below(ExplodingGradient):
+    """Takes over what a detector of gradwatch says of itself, and looks at something else."""
+
+    confirm: int = 1
+
+    def __call__(self, history):
+        record = history[-1]
+        if record.loss < 0.5:
+            yield Finding("loss_unstable", "loss", record.step, record.step, "warning", {}, "it is low", "")
+
+
+@pytest.mark.parametrize("step", [43, 46, 49])
+def test_a_detector_that_inherits_from_one_of_gradwatch_is_asked_at_once(step):
+    def program(_model, now, loss):
+        return loss * 0 + (0.4 if now == step else 1.0 if now < 10 else 0.9) + (loss - loss.detach())
+
+    _, said = train(program, every=1000, detectors=[Below()])
+    assert said == [(step + 1, "loss_unstable", "loss")]

@@ -55,10 +55,10 @@ class Sealed:
     @cached_property
     def light(self) -> Light | None:
         """What was measured, where the step was taken and nothing needs more than a look; None else. Waits for it."""
-        if self.full or self.skipped or not self.graded or self.scaled or any(self.measured.scalars("overflow")):
+        if self.full or self.skipped or not self.graded or self.scaled:
             return None
-        norms = self.measured.only_norms()
-        return None if norms is None else Light(*norms, self._loss())
+        norms = self.measured.only_norms()  # first of all, as it waits for whatever else has to arrive
+        return None if norms is None or any(self.measured.scalars("overflow")) else Light(*norms, self._loss())
 
     def _loss(self) -> float | None:
         told = self.measured.scalars("told") + [float(loss) for loss in self.losses]
