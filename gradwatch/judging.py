@@ -41,6 +41,7 @@ class Judging:
         self._waiting = Waiting(self._history, self._ledger, hurried=hurried)
         self._unwritten: list[Record] = []
         self._until = 0.0  # when the first of them has to be written
+        self._newest = 0.0  # when the newest step was taken
         self._urgent = False  # whether one of them goes with a finding
 
     @property
@@ -65,12 +66,13 @@ class Judging:
         self._make()
         with self._turn:
             self._judge(record)
-            self._write_when_due(now=False)
+            self._write_when_due(now=self._is_slow())
 
     def add(self, step: Sealed) -> None:
         """Takes the newest step. Its record, and those of steps that waited, are made now, unless it may wait as well."""
-        if not self._waiting.add(step, patient=self._patient, behind=len(self._unwritten)):
-            self._make()
+        slow = self._is_slow()
+        if not self._waiting.add(step, patient=self._patient and not slow, behind=len(self._unwritten)):
+            self._make(write=slow)
 
     def close(self) -> None:
         """Reports the findings that lasted to the end."""
@@ -83,6 +85,11 @@ class Judging:
         if self._writers:
             self._write("close")
             self._writers.clear()
+
+    def _is_slow(self) -> bool:
+        """Whether the newest step took so long that whoever looks on should not have to wait for one more, which saves nothing."""
+        before, self._newest = self._newest, time.monotonic()
+        return self._newest - before > SECONDS
 
     def _make(self, *, write: bool = False) -> None:
         with self._turn:
