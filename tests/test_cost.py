@@ -69,6 +69,7 @@ def calls(function):
         if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
             counts[frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name] += 1
 
+    gc.collect()  # else a watch of another test may be closed in here
     before = sys.getprofile()
     sys.setprofile(count)
     try:
