@@ -121,7 +121,7 @@ class Encoder:
     def __init__(self) -> None:
         self._schema = PerSites(Schema)
         self._heads = PerSites(lambda sites: _Heads(self._schema(sites)))
-        self._described: set[str] = set()
+        self._described: set[str | tuple[str, bool]] = set()  # tags, and the values of a schema, without and with ranks
 
     def record(self, record: Record) -> bytes:
         """All of a record, for one event."""
@@ -130,14 +130,16 @@ class Encoder:
     def records(self, records: Sequence[Record]) -> list[bytes]:
         """All of each of several records, for one event each; those in a row that have the same sites cost little more than one."""
         encoded: list[bytes] = []
-        for _, run in itertools.groupby(records, lambda record: id(record.sites)):
+        for _, run in itertools.groupby(records, lambda record: (id(record.sites), record.ranks is None)):
             encoded += self._run(list(run))
         return encoded
 
     def _run(self, records: list[Record]) -> list[bytes]:
         sites = records[0].sites
         schema = self._schema(sites)
-        described = schema.root in self._described
+        # The ranks may come later: of a tag that its first event does not describe TensorBoard knows nothing.
+        values = schema.root, records[0].ranks is not None
+        described = values in self._described
         heads = self._heads(sites) if described else _Heads(schema, _metadata())
         columns = np.stack([record.rows for record in records]).transpose(0, 2, 1).copy()  # (records, columns, sites)
         bits = columns.view(np.uint32)
@@ -156,8 +158,9 @@ class Encoder:
                 parts += heads.ranks, record.ranks.astype("<i4").tobytes()
             encoded.append(b"".join(parts))
         if not described:
-            self._described.add(schema.root)
-            encoded[0] = self._text(f"{schema.root}/schema", schema.to_json()) + encoded[0]
+            self._described.add(values)
+            if (tag := f"{schema.root}/schema") not in self._described:
+                encoded[0] = self._text(tag, schema.to_json()) + encoded[0]
             encoded[1:] = self._run(records[1:]) if len(records) > 1 else []
         return encoded
 

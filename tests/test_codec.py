@@ -206,6 +206,19 @@ def test_the_layout_of_version_1(tmp_path):
     assert found == sick(8).to_dict()
 
 
+def test_ranks_that_come_later_are_described_as_well(tmp_path):
+    rows = np.ones((2, len(moments.COLUMNS)), np.float32)
+    writer = EventFileWriter(tmp_path)
+    writer.write_all([Record(0, LIGHT, rows), *(Record(step, LIGHT, rows, ranks=ranks([0, 1])) for step in (1, 2))])
+    writer.close()
+    (path,) = in_directory(tmp_path)
+    _, *events = EventFileLoader(str(path)).Load()
+    later = [value for event in events for value in event.summary.value if value.tag.endswith("/ranks")]
+    assert [value.metadata.plugin_data.plugin_name for value in later] == ["gradwatch", ""]
+    assert sum(value.tag.endswith("/schema") for event in events for value in event.summary.value) == 1
+    assert [record.ranks is None for record in codec.load(tmp_path)] == [True, False, False]
+
+
 def test_a_schema_is_named_after_its_sites():
     assert codec.Schema(FULL).root == codec.Schema(tuple(FULL)).root
     assert codec.Schema(FULL).root != codec.Schema(LIGHT).root
