@@ -72,9 +72,9 @@ class Waiting:
         Returns:
             Whether it may wait, and the others with it.
         """
+        light = step.light  # where that fails, nothing of it is left here for others to fall over
         self._steps.append(step)
-        light = step.light if patient else None
-        if light is None:
+        if light is None or not patient:
             return False
         if self._limits is None:
             self._limits = self._measure(light)

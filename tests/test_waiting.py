@@ -172,6 +172,23 @@ def test_nothing_waits_longer_than_a_second(monkeypatch, waited):
     assert max(waited) <= 2
 
 
+def test_a_step_that_cannot_be_read_takes_no_other_along(caplog):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    x, y = torch.randn(40, 6), torch.randn(40, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer, every=1000) as watch:
+        for step in range(60):
+            optimizer.zero_grad()
+            loss = (model(x) - y).square().mean()
+            loss.backward()
+            optimizer.step()
+            watch.loss(torch.empty((), device="meta") if step in (46, 47) else loss.detach())  # one has no value
+    assert [record.step for record in watch.history] == [step for step in range(60) if step not in (46, 47)]
+    (said,) = caplog.records
+    assert "meta" in said.message
+
+
 @pytest.mark.parametrize("every", [1, 1000])
 def test_the_records_of_slow_steps_are_written_one_by_one(every, tmp_path, monkeypatch):
     now = [0.0]
