@@ -75,7 +75,6 @@ class Sealed:
                 for site in sites
             ]
             rows[scaled, moments.MEAN : moments.MAX + 1] /= scales[-1]
-        about = self.members, self.trainable
         places = self.measured.places()
         if any(site.layer not in self.members.order for site in places):  # only what has arrived tells the order in a graph
             self.members = self.members._replace(order=self.put_compiled(places))

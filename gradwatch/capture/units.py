@@ -2,7 +2,7 @@
 
 Nothing here runs a module again: an elementwise activation multiplies each element of dL/da by its local derivative, so that
 dL/dz over dL/da is that derivative. A unit is silent when its output, or the gradient of its weights, is exactly zero for every
-input. All results are 0-dimensional tensors on the device.
+input. All results are tensors on the device, of which nothing is read.
 """
 
 from __future__ import annotations

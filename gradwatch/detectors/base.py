@@ -66,6 +66,8 @@ class Judgement:
     def ignores_calm(self, _trends: Trends) -> bool:
         """Whether it sees nothing in the next light records, however many, as long as they are as calm as ``Trends.calm`` says.
 
+        It speaks for the ``__call__`` beside it: what a class inherits does not count where it has a ``__call__`` of its own.
+
         Args:
             _trends: As of the newest record.
         """

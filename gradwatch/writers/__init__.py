@@ -12,8 +12,9 @@ class Writer(Protocol):
 
     An exception that a writer raises is reported once, the writer is dropped, and the training goes on.
 
-    A writer that also has ``write_all(records)`` gets the records of light steps in which nothing happened up to a dozen at a time,
-    which costs less; any other one gets each when the next step ends.
+    A writer that also has ``write_all(records)`` gets records up to a dozen at a time, which costs less: a second or two later than
+    they are final, but at once where something was found. Where any writer of a watch has no such method, all get each record when
+    the next step ends.
     """
 
     def write(self, record: Record) -> None:
