@@ -237,3 +237,17 @@ def test_a_detector_that_inherits_from_one_of_gradwatch_is_asked_at_once(step):
 
     _, said = train(program, every=1000, detectors=[Below()])
     assert said == [(step + 1, "loss_unstable", "loss")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_of_any_precision_wait(waited, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    inputs = torch.randn(16, 4, dtype=dtype)
+    with gradwatch.watch(model, optimizer, every=1000) as watch:
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            watch.loss(model(inputs).square().mean()).backward()
+            optimizer.step()
+    assert max(waited) > MOST_CALM / 2

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -61,7 +62,13 @@ class Parameters:
         self.held = dict(held)
         self.named = {name: holding.leaf for name, holding in held.items()}
         self._sites: dict[str, Sites] = {name: sites_of(name, types[name], p.shape) for name, p in self.held.items()}
-        self._stacked_before = [(same, before) for same, before in self._stacked_before if not set(same.names).intersection(gone)]
+        stacked, self._stacked_before = self._stacked_before, []
+        for same, before in stacked:
+            if set(same.names).isdisjoint(gone):
+                self._stacked_before.append((same, before))
+            else:
+                self._before.update((name, one) for name, one in zip(same.names, before, strict=True) if name not in gone)
+        self._unusual: tuple[list[tuple[str, int]], tuple[Site, ...], npt.NDArray[np.float64]] = [], (), np.empty(0)
         self._everything = self._group = Group((), (), ())
         # Every parameter whose rows may be silent → the bias beside it.
         self._biases = {
@@ -152,8 +159,11 @@ class Parameters:
                 norms.pop(name, None)
                 tape.add(self._sites[name][1], grad)
         if norms:
-            counts = np.array([plain[name].numel() for name in norms], np.float64)
-            tape.add_norms(tuple(self._sites[name][1] for name in norms), counts, torch.stack(list(norms.values())))
+            sizes = [(name, plain[name].numel()) for name in norms]
+            if sizes != self._unusual[0]:  # else the tuple of sites is the same as before
+                counts = np.array([size for _, size in sizes], np.float64)
+                self._unusual = sizes, tuple(self._sites[name][1] for name in norms), counts
+            tape.add_norms(*self._unusual[1:], torch.stack(list(norms.values())))
 
     def read_leftover(self) -> None:
         """Measures what ``.grad`` holds when a backward pass begins: of several before a parameter's step the least counts.
@@ -168,7 +178,11 @@ class Parameters:
             self._leftover[name] = None if now is None or before is None else torch.minimum(before, now)
 
     def _note_leftover(self, grads: dict[str, Tensor], tape: Tape, divided_by: Tensor | None) -> None:
-        told = {name: self._leftover.pop(name) for name in grads if name in self._leftover and grads[name].numel()}
+        told = {
+            name: self._leftover.pop(name)
+            for name, grad in grads.items()
+            if name in self._leftover and grad.numel() and grad.layout is torch.strided  # of others no norm was taken
+        }
         if cleared := tuple(self._sites[name][1] for name, left in told.items() if left is None):
             tape.note_all(cleared, moments.STALE, torch.zeros(len(cleared)))
         kept = {name: left for name, left in told.items() if left is not None}

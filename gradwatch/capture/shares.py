@@ -6,6 +6,7 @@ Each of them takes a dozen calls of PyTorch; for all layers of one shape togethe
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from gradwatch import moments
 from gradwatch.capture import transfer, units
 from gradwatch.capture.transfer import Tape
 from gradwatch.records import Site
+
+Key = TypeVar("Key")
+Entry = TypeVar("Entry")
 
 
 class Shares:
@@ -54,10 +58,15 @@ class Shares:
         """Works out the shares of all that was taken."""
         outputs, passages = self._outputs, self._passages
         self._outputs, self._passages, self._tensors, self._elements = {}, {}, 0, 0
-        for (_, axis), some in outputs.items():
+        for (_, axis), some in _taken(outputs):
             stack = torch.stack([values for _, values in some])
             self._saw(tuple(layer for layer, _ in some), units.awake_in_each(stack, axis))
-        for (_, peak), ways in passages.items():
+        for (_, peak), ways in _taken(passages):
             came = torch.stack([arrived for _, arrived, _ in ways]).reshape(len(ways), -1)
             passed = torch.stack([left for _, _, left in ways]).reshape(len(ways), -1)
             self._tape.note_all(tuple(site for site, *_ in ways), moments.CLOSED, units.closed_shares(peak, came, passed))
+
+
+def _taken(groups: dict[Key, list[Entry]]) -> list[tuple[Key, list[Entry]]]:
+    """The groups as they are now: another thread may still add to them."""
+    return [(key, list(entries)) for key, entries in list(groups.items())]

@@ -99,8 +99,8 @@ class Tape:
         alike: dict[tuple[int, bool], list[tuple[tuple[Site, ...], Tensor]]] = defaultdict(list)
         for sites, stack in stacks:
             alike[stack.numel() // len(stack), False].append((sites, stack.reshape(len(stack), -1)))
-        for (shape, zeros), copies in small.items():
-            if copies:  # else they were of a backward pass that the record is not about
+        for (shape, zeros), found in small.items():
+            if copies := list(found):  # else they were of a backward pass that the record is not about; threads may add to it
                 stack = torch.stack([copy for _, copy in copies])
                 # No view: some may be stored channels last.
                 alike[shape.numel(), zeros].append((tuple(site for site, _ in copies), stack.reshape(len(copies), -1)))

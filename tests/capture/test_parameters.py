@@ -1,5 +1,7 @@
 """Gradients, weights and updates at the optimizer boundary, against the tensors themselves."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -136,6 +138,31 @@ def test_sparse_gradients_stand_for_the_dense_ones():
             optimizer.zero_grad()
     assert_measures(rows_of(watch, 0)["weight", "parameter_grad"], dense)
     assert rows_of(watch, 1)["weight", "parameter_grad"].norm == pytest.approx(dense.norm().item())
+
+
+def test_nobody_knows_what_is_left_of_a_sparse_gradient_that_is_never_cleared():
+    table = nn.Embedding(6, 2, sparse=True)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+    with gradwatch.watch(table, optimizer, every=1) as watch:
+        for _ in range(2):
+            table(torch.tensor([1, 4])).sum().backward()
+            optimizer.step()
+    assert math.isnan(rows_of(watch, 1)["weight", "parameter_grad"].stale)
+
+
+def test_a_parameter_that_is_exchanged_before_the_step_takes_no_other_along():
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(4)])
+    with gradwatch.watch(model, every=1) as watch:
+        model[1].weight = nn.Parameter(torch.ones(3, 3))
+        model(torch.ones(2, 3)).sum().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.sub_(0.5)
+        watch.step()
+    rows = rows_of(watch, 0)
+    for layer in "023":
+        assert rows[f"{layer}.weight", "update"].norm == pytest.approx(1.5)
+        assert rows[f"{layer}.weight", "parameter"].count == 9
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
