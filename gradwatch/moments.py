@@ -131,17 +131,6 @@ def _stored(tensor: Tensor) -> tuple[Tensor, int]:
     return _real(values), (tensor.numel() - values.numel()) * (2 if tensor.is_complex() else 1)
 
 
-def is_small(tensor: Tensor) -> bool:
-    """Whether a copy of a tensor is best measured together with others of its shape, by ``of_rows``."""
-    return (
-        type(tensor) is Tensor
-        and tensor.dtype is torch.float32
-        and tensor.is_cpu
-        and 0 < tensor.numel() <= SMALL
-        and tensor.layout is torch.strided
-    )
-
-
 def readable(tensor: Tensor) -> bool:
     """Whether a value can be read at no cost: a plain tensor in main memory, not a fake or a distributed one."""
     return type(tensor) is Tensor and tensor.is_cpu

@@ -11,7 +11,7 @@ The hooks are attached while a record samples activations and removed with it, b
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from gradwatch.capture.branches import Inputs
 from gradwatch.capture.budget import Meter
 from gradwatch.capture.compiled import Sinks
 from gradwatch.capture.elementwise import is_elementwise
-from gradwatch.capture.engine import graph_task, in_transform, recompute_kind
+from gradwatch.capture.engine import graph_task, recompute_kind, transform
 from gradwatch.capture.gradients import Gradients
 from gradwatch.capture.hooks import Hook
 from gradwatch.capture.late import LATE, Late
@@ -228,11 +228,12 @@ class Activations:
         """Observes a tensor that no module returns."""
         if self._observing():
             self._reach(Site(name, "activation", "tap"))
-            self._observe(Site(name, "activation", "tap"), Site(name, "activation_grad", "tap"), tensor, zeros=True)
+            site, grad_site = Site(name, "activation", "tap"), Site(name, "activation_grad", "tap")
+            self._observe(site, grad_site, unique_tensors(tensor), zeros=True)
 
     def _observing(self) -> bool:
         """Whether this call is one to observe: eager code that builds the graph of a backward pass to come."""
-        if not self.gradients.listening or not torch.is_grad_enabled() or in_transform():
+        if not self.gradients.listening or not torch.is_grad_enabled() or transform() is not None:
             return False
         # A forward that a checkpoint repeats was observed when it first came by.
         return graph_task() == -1 or recompute_kind() != "non-reentrant"
@@ -290,12 +291,13 @@ class Activations:
             self._reach(site)  # also without a graph: a checkpoint builds it later, from the end on
         if not self._observing():
             return
-        inputs = self._inputs.pop((threading.get_ident(), id(module)), None)
-        nodes = [] if inputs is None else inputs.nodes(unique_tensors(output))
+        tensors = unique_tensors(output)
         active = input_site is not None
-        values = local(output) if isinstance(output, Tensor) else None
+        inputs = self._inputs.pop((threading.get_ident(), id(module)), None) if active else None
+        nodes = [] if inputs is None else inputs.nodes(tensors)
+        values = output if type(output) is Tensor else local(output) if isinstance(output, Tensor) else None
         passage = None if values is None else self._passage(site, module, inputs, nodes, values, active=active)
-        copy = self._observe(site, grad_site, output, (args, kwargs), passage, zeros=input_site is not None)
+        copy = self._observe(site, grad_site, tensors, (args, kwargs), passage, zeros=active)
         if passage is not None and values is not None and values.dim() > 1 and values.numel():
             self._note_awake(site, values, copy)  # else each element is a sample of its own
         if inputs is not None and input_site is not None:
@@ -323,11 +325,17 @@ class Activations:
             self._silent.saw((site.layer,), units.awake_units(output, axis).unsqueeze(0))
 
     def _observe(
-        self, site: Site, grad_site: Site, output: Any, given: Any = None, passage: _Passage | None = None, *, zeros: bool
+        self,
+        site: Site,
+        grad_site: Site,
+        tensors: Sequence[Tensor],
+        given: Any = None,
+        passage: _Passage | None = None,
+        *,
+        zeros: bool,
     ) -> Tensor | None:
         """Measures what a layer returned, and its gradient when it comes; returns the copy of a single small tensor."""
         copy = None
-        tensors = unique_tensors(output)
         (self.barren.discard if tensors else self.barren.add)(site.layer)
         for tensor in tensors:
             copy = self._tape.add(site, tensor, zeros=zeros)

@@ -13,11 +13,18 @@ from torch.utils import checkpoint
 
 # Private functions of torch tell a recomputation, a functional transform and a backward pass from a plain forward. Where a
 # release lacks one, its question is answered as in a plain loop.
-_interpreters = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
-_is_batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", None)
+_functorch = getattr(torch._C, "_functorch", None)
 _top_saved_hooks = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
 
 _is_exporting = getattr(torch.compiler, "is_exporting", None)
+
+# Functions of torch itself, without one of Python around them: hooks ask them for every tensor.
+
+transform: Callable[[], object | None] = getattr(_functorch, "peek_interpreter_stack", lambda: None)
+"""The functional transform (``torch.func.grad``, ``vmap``) that is running; None outside of all."""
+
+is_batched: Callable[[Tensor], bool] = getattr(_functorch, "is_legacy_batchedtensor", lambda _: False)
+"""Whether a tensor stands for many, as ``torch.autograd.grad(..., is_grads_batched=True)`` hands them through a graph."""
 
 graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 """The number of the backward pass that runs in this thread; -1 outside of one."""
@@ -42,18 +49,13 @@ def computed_at(tensor: Tensor) -> int | None:
 
 
 def in_transform() -> bool:
-    """Whether a functional transform (``torch.func.grad``, ``vmap``) is running."""
-    return _interpreters is not None and _interpreters() is not None
+    """Whether a functional transform is running."""
+    return transform() is not None
 
 
 def is_exporting() -> bool:
     """Whether a compiler traces a program for export (``torch.export``)."""
     return _is_exporting is not None and bool(_is_exporting())
-
-
-def is_batched(tensor: Tensor) -> bool:
-    """Whether a tensor stands for many, as ``torch.autograd.grad(..., is_grads_batched=True)`` hands them through a graph."""
-    return _is_batched is not None and bool(_is_batched(tensor))
 
 
 def recompute_kind() -> str | None:

@@ -83,7 +83,9 @@ class Gradients:
         """
         bound = site, self._enclosing(), also
         base = None if tensor._base is None else full_base(tensor)
-        if base is None:
+        if base is None and tensor.grad_fn is not None:
+            tensor.register_hook(Hook(self, Gradients._arrived, *bound))  # type: ignore[no-untyped-call]
+        elif base is None:
             self._hook(tensor, Hook(self, Gradients._arrived, *bound))
         elif given is not None and not any(base is item or base is item._base for item in unique_tensors(given)):
             # Only the call knows a base that it made itself, so that all of its gradient is the view's.

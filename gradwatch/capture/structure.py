@@ -11,7 +11,9 @@ from torch import Tensor
 
 def unique_tensors(value: Any) -> Sequence[Tensor]:
     """The floating and complex tensors in a structure of tuples, lists, mappings and objects with fields, each once."""
-    if isinstance(value, Tensor):  # as most layers take and return
+    if type(value) is Tensor and value.dtype is torch.float32 and not value.is_nested:  # as most layers take and return
+        return (value,)
+    if isinstance(value, Tensor):
         return (value,) if _is_measured(value) else ()
     return tuple(_walk(value))
 

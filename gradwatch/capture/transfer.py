@@ -66,13 +66,14 @@ class Tape:
         values = tensor if type(tensor) is Tensor else local(tensor)
         if values is None:
             return None
-        if moments.is_small(values):
+        plain = type(values) is Tensor and values.dtype is torch.float32 and values.is_cpu and values.layout is torch.strided
+        if plain and 0 < (count := values.numel()) <= moments.SMALL:
             # Nothing that becomes of the tensor changes what is measured of a copy.
             copy = (values.detach() if values.requires_grad else values).clone()
             key = copy.shape, zeros
             (self._small.get(key) or self._small.setdefault(key, [])).append((site, copy))
             self._smalls += 1
-            self._copied += copy.numel()
+            self._copied += count
             if self._copied > MAX_COPIED or self._smalls > MAX_ROWS:
                 self._measure_small()
                 if sum(len(sites) for sites, *_ in self._joined_before) > MAX_ROWS:
