@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from benchmarks.networks import TASKS
 from benchmarks.rivals import RIVALS
 from benchmarks.timing import Clock, Times, take_turns
-from benchmarks.tools import ALONE, CYCLE, DEFAULT, EVERY_STEP, FLOOR, NAIVE, Tool
+from benchmarks.tools import ALONE, COPIES, CYCLE, DEFAULT, EVERY_STEP, NORMS, NAIVE, Tool
 from benchmarks.training import Apart, Start
 
 TARGETS = {"tiny MLP (20 × 32)": (1.08, 1.6), "MLP (8 × 256)": (1.05, 1.35), "CNN": (1.03, 1.25), "GPT (4 × 256)": (1.02, 1.08)}
@@ -119,8 +119,9 @@ def compare(
 def ratios(found: Sequence[Comparison]) -> str:
     """What gradwatch adds, beside the targets, as a table in Markdown."""
     lines = [
-        f"| network | threads | step without a watch | noise | `every={CYCLE}` | target | `every=1` | target | norms only |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| network | threads | step without a watch | noise | `every={CYCLE}` | target | `every=1` | target "
+        "| norms only | copies only |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for comparison in found:
         cells = [comparison.network, str(comparison.threads)]
@@ -130,7 +131,7 @@ def ratios(found: Sequence[Comparison]) -> str:
             reached = target is not None and ratio + comparison.noise <= target
             cells.append(f"{ratio:.3f} ({comparison.ratio(tool, 'cpu'):.3f})")
             cells.append("–" if target is None else f"{target} ({'reached' if reached else 'not reached'})")
-        cells.append(f"{comparison.ratio(FLOOR):.3f}")
+        cells += [f"{comparison.ratio(floor):.3f}" for floor in (NORMS, COPIES)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -165,5 +166,5 @@ def rivals(found: Sequence[Comparison], tools: Sequence[Tool], threads: int, rea
     return "\n".join([*lines, *notes])
 
 
-OWN: tuple[Tool, ...] = (DEFAULT, EVERY_STEP, FLOOR, NAIVE)
+OWN: tuple[Tool, ...] = (DEFAULT, EVERY_STEP, NORMS, COPIES, NAIVE)
 EVERYTHING: tuple[Tool, ...] = (*OWN, *RIVALS)

@@ -71,8 +71,9 @@ Other tools: {versions}.
 {ratios}
 
 1.1 means that training takes a tenth longer. In brackets stands the same ratio of processor time, of all threads of the process.
-Of the two cadences 10 is the default. All default detectors are on and an event file is written. *Norms only* is the floor:
-`torch._foreach_norm` of the parameters' gradients at each step, which nobody reads.
+Of the two cadences 10 is the default. All default detectors are on and an event file is written. Two floors stand beside them,
+which a watch in Python cannot get under: *norms only*, `torch._foreach_norm` of the parameters' gradients at each step, for
+`every=10`; and *copies only*, hooks that copy each output and its gradient at each step, for `every=1`. Nobody reads either.
 
 Each network trains on one batch with AdamW. A training without a watch, the same once more, and one with each tool take turns, a
 block of steps each, for as long as the measurement lasts, each in a process of its own. Of each place in the cycle of ten steps the

@@ -79,6 +79,20 @@ def norms(task: Task, optimizer: Optimizer, _directory: str) -> Attached:
     return Attached(_nothing, optimizer.register_step_pre_hook(measure).remove)
 
 
+def copies(task: Task, _optimizer: Optimizer, _directory: str) -> Attached:
+    """A copy of each layer's output and of its gradient, which nobody looks at: less than any watch of them can do."""
+
+    def copy(grad: Tensor) -> None:
+        grad.clone()
+
+    def forward(_module: nn.Module, _args: object, output: Tensor) -> None:
+        output.detach().clone()
+        output.register_hook(copy)
+
+    hooks = [module.register_forward_hook(forward) for _, module in _leaves(task.model)]
+    return Attached(_nothing, lambda: [hook.remove() for hook in hooks])
+
+
 def naive(task: Task, _optimizer: Optimizer, _directory: str) -> Attached:
     """Hooks as one writes them in five minutes: mean, std and largest magnitude of each output and its gradient, as numbers."""
     seen: dict[str, tuple[float, float, float]] = {}
@@ -91,13 +105,17 @@ def naive(task: Task, _optimizer: Optimizer, _directory: str) -> Attached:
         note(name, output)
         output.register_hook(partial(note, f"{name}.grad"))
 
-    leaves = [(name, module) for name, module in task.model.named_modules() if next(module.children(), None) is None]
-    hooks = [module.register_forward_hook(partial(forward, name)) for name, module in leaves]
+    hooks = [module.register_forward_hook(partial(forward, name)) for name, module in _leaves(task.model)]
     return Attached(_nothing, lambda: [hook.remove() for hook in hooks])
+
+
+def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, module) for name, module in model.named_modules() if next(module.children(), None) is None]
 
 
 ALONE = Tool("training alone", alone)
 DEFAULT = Tool("gradwatch, default", partial(watched, every=CYCLE), CYCLE)
 EVERY_STEP = Tool("gradwatch, `every=1`", partial(watched, every=1))
-FLOOR = Tool("norms of parameter gradients only", norms)
+NORMS = Tool("norms of parameter gradients only", norms)
+COPIES = Tool("copies of outputs and their gradients only", copies)
 NAIVE = Tool("naive hooks: mean, std, `abs().max()`, `.item()`", naive)

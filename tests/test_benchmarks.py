@@ -14,7 +14,7 @@ from benchmarks import comparison, environment, footprint, gpu, growth, networks
 from benchmarks.comparison import Comparison
 from benchmarks.rivals import RIVALS
 from benchmarks.timing import Times, take_turns
-from benchmarks.tools import ALONE, DEFAULT, EVERY_STEP, FLOOR, NAIVE, Attached, Tool
+from benchmarks.tools import ALONE, DEFAULT, EVERY_STEP, NORMS, NAIVE, Attached, Tool
 from benchmarks.training import Apart, Footprint, Here, Step, ToolFailed, Training
 
 SMALL = partial(networks.mlp, 1, 8, batch=4)
@@ -50,7 +50,7 @@ def test_the_deep_network_has_as_many_modules_as_it_says_and_its_gradient_arrive
 
 
 @pytest.mark.parametrize(
-    "tool", [ALONE, DEFAULT, EVERY_STEP, FLOOR, NAIVE, *(tool for tool in RIVALS if tool.packages == ("tensorboard",))]
+    "tool", [ALONE, DEFAULT, EVERY_STEP, NORMS, NAIVE, *(tool for tool in RIVALS if tool.packages == ("tensorboard",))]
 )
 def test_no_tool_changes_the_training(tool):
     trained = []
@@ -88,7 +88,7 @@ def test_a_step_takes_the_mean_over_places_of_the_medians_over_cycles():
 
 
 def compared(alone, again, **others):
-    named = {"default": DEFAULT, "full": EVERY_STEP, "floor": FLOOR, "naive": NAIVE}
+    named = {"default": DEFAULT, "full": EVERY_STEP, "floor": NORMS, "naive": NAIVE}
     times = {named[name].name: Times(steps(*[wall] * 10)) for name, wall in others.items()}
     return Comparison("MLP (8 × 256)", 1, Times(steps(*[alone] * 10)), Times(steps(*[again] * 10)), times)
 
