@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from benchmarks.networks import TASKS
 from benchmarks.rivals import RIVALS
 from benchmarks.timing import Clock, Times, take_turns
-from benchmarks.tools import ALONE, COPIES, CYCLE, DEFAULT, EVERY_STEP, NORMS, NAIVE, Tool
+from benchmarks.tools import ALONE, COPIES, CYCLE, DEFAULT, EVERY_STEP, NAIVE, NORMS, Tool
 from benchmarks.training import Apart, Start
 
 TARGETS = {"tiny MLP (20 × 32)": (1.08, 1.6), "MLP (8 × 256)": (1.05, 1.35), "CNN": (1.03, 1.25), "GPT (4 × 256)": (1.02, 1.08)}
@@ -118,11 +118,9 @@ def compare(
 
 def ratios(found: Sequence[Comparison]) -> str:
     """What gradwatch adds, beside the targets, as a table in Markdown."""
-    lines = [
-        f"| network | threads | step without a watch | noise | `every={CYCLE}` | target | `every=1` | target "
-        "| norms only | copies only |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["network", "threads", "step without a watch", "noise", f"`every={CYCLE}`", "target", "`every=1`", "target"]
+    columns += ["norms only", "copies only"]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for comparison in found:
         cells = [comparison.network, str(comparison.threads)]
         cells += [f"{comparison.bare(comparison.clock) * 1e3:.2f} ms", f"± {comparison.noise:.3f}"]
