@@ -134,7 +134,7 @@ class Activations:
         hooks = _Hooks(what)
         site, grad_site, input_site = (Site(name, tensor, kind) for tensor in ("activation", "activation_grad", "input_grad"))
         if active:
-            before = Hook(self, Activations._before, traced=Before(self.sinks, self.sinks.outlet(name, None, input_site)))
+            before = Hook(self, Activations._before, traced=Before(self.sinks, self.sinks.outlet(name, None, input_site), module))
             hooks.add(before, module.register_forward_pre_hook, with_kwargs=True)
         elif name in self._containers:
             # Its own parameters (a class token, a position table, a gate) are used from its beginning on, not at its end.
@@ -368,13 +368,13 @@ class _Hooks:
     def attach(self) -> None:
         """Attaches them, which are not attached."""
         if not self._handles:
-            self._handles = [register(hook, **settings) for hook, register, settings in self._places]
+            self._handles = [_renumbered(register(hook, **settings)) for hook, register, settings in self._places]
             return
         for index, (hook, register, settings) in enumerate(self._places):
             handle = self._handles[index]
             hooks = handle.hooks_dict_ref()
             if hooks is None:  # the module has got other dictionaries
-                self._handles[index] = register(hook, **settings)
+                self._handles[index] = _renumbered(register(hook, **settings))
                 continue
             hooks[handle.id] = hook
             wants_keywords = handle.extra_dict_ref[0]() if settings else None
@@ -391,6 +391,20 @@ class _Hooks:
         """Whether the last of them, which are attached, is the last one that is called after the module."""
         hooks = self._handles[-1].hooks_dict_ref()
         return not hooks or next(reversed(hooks)) == self._handles[-1].id
+
+
+NUMBER = -1
+"""Of every hook among those of its module. A compiler compares their numbers before it uses a graph for another module of a class,
+and torch gives each hook of a process one of its own."""
+
+
+def _renumbered(handle: RemovableHandle) -> RemovableHandle:
+    for reference in (handle.hooks_dict_ref, *handle.extra_dict_ref):
+        hooks = reference()
+        if hooks is not None and handle.id in hooks:
+            hooks[NUMBER] = hooks.pop(handle.id)
+    handle.id = NUMBER
+    return handle
 
 
 class _Passage:

@@ -29,6 +29,10 @@ is_batched: Callable[[Tensor], bool] = getattr(_functorch, "is_legacy_batchedten
 graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 """The number of the backward pass that runs in this thread; -1 outside of one."""
 
+TRACES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+"""Whether compilers trace what measures inside their graphs. Those of 2.4 and 2.6 raise, and with 2.8 what ``inductor`` makes of a
+graph that is measured trains other last bits; there nothing is measured inside of graphs, and the training stays what it is."""
+
 _REPEATS = {"unpack_hook": "non-reentrant", "backward": "reentrant"}
 """The functions of ``torch.utils.checkpoint`` that repeat a forward."""
 

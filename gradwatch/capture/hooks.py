@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from gradwatch.capture import engine
 from gradwatch.capture.budget import Meter
 
 _is_compiling = torch.compiler.is_compiling
@@ -41,7 +42,7 @@ class Hook:
         self.owner = weakref.ref(owner)
         self.call = call
         self.bound = bound
-        self.traced = traced
+        self.traced = traced if engine.TRACES else None
 
     def __call__(self, *args: Any) -> Any:
         """Observes, and returns what the owner's function returns; None where there is nobody to observe for."""

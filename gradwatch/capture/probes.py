@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gradwatch.capture import engine
 from gradwatch.capture.compiled import Outlet, Sinks, leaf_name, opened
 from gradwatch.capture.engine import in_transform, is_exporting
 from gradwatch.capture.sink import through
@@ -96,19 +97,21 @@ class Before:
     Args:
         sinks: Where it delivers.
         outlet: Where in it.
+        module: The activation.
     """
 
-    __slots__ = ("outlet", "sinks")
+    __slots__ = ("outlet", "reads_once", "sinks")
 
-    def __init__(self, sinks: Sinks, outlet: Outlet) -> None:
+    def __init__(self, sinks: Sinks, outlet: Outlet, module: nn.Module) -> None:
         self.sinks = sinks
         self.outlet = outlet
+        self.reads_once = type(module) in READ_ONCE
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Returns what stands in place of the arguments; None: the arguments themselves."""
         if not torch.is_grad_enabled() or not _welcome() or not self.sinks.sampling:
             return None
-        if type(module) not in READ_ONCE or getattr(module, "inplace", False) or len(args) != 1 or kwargs:
+        if not self.reads_once or getattr(module, "inplace", False) or len(args) != 1 or kwargs:
             return None
         x = args[0]
         if not isinstance(x, Tensor) or not x.requires_grad or _misfit(x, self.outlet.leaf):
@@ -141,13 +144,13 @@ def tell(sinks: Sinks, loss: Loss) -> Loss:
 
 def tap(sinks: Sinks, name: str, tensor: Tensor) -> Tensor:
     """Observes a tensor that no module returns, and returns it through a sink."""
-    if torch.is_grad_enabled() and _welcome() and sinks.sampling and tensor.requires_grad:
+    if engine.TRACES and torch.is_grad_enabled() and _welcome() and sinks.sampling and tensor.requires_grad:
         return _named(sinks, "tap", name, tensor)
     return tensor
 
 
 def _loss(sinks: Sinks, what: str, loss: Any) -> Any:
-    if torch.is_grad_enabled() and isinstance(loss, Tensor) and loss.requires_grad and _welcome():
+    if engine.TRACES and torch.is_grad_enabled() and isinstance(loss, Tensor) and loss.requires_grad and _welcome():
         return _named(sinks, what, what, loss)
     return loss
 

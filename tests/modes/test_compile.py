@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 import gradwatch
-from gradwatch.capture import probes
+from gradwatch.capture import engine, probes
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "capture"))
 from autograd_oracle import assert_same, expected, rows_of
@@ -113,6 +113,12 @@ UNOBSERVED = Mode(
     "compiled graph",
     recorded="`watch.report()` lists them as not observed, and why",
     unsupported="their activations",
+)
+OLDER = Mode(
+    "torch.compile",
+    "torch 2.9 and older",
+    recorded="parameters, their gradients and updates, and what runs outside of compiled graphs; no graph break",
+    unsupported="activations inside of graphs",
 )
 TRANSFORMS = Mode("torch.compile", "`torch.func` in a compiled graph, `torch.export`", recorded="nothing inside of them")
 COPIES = Mode(
@@ -284,6 +290,21 @@ def test_a_compiled_model_is_measured_inside_its_graph(compiled, first):
     assert_same(rows_of(watch), reference())
     assert layers_of(watch) == ORDER
     assert "not observed" not in watch.report()
+
+
+@OLDER
+@pytest.mark.parametrize("first", [True, False], ids=["watched first", "compiled first"])
+@pytest.mark.parametrize("compiled", [whole, in_place, function, wrapped_blocks, blocks_in_place])
+def test_where_compilers_cannot_trace_what_measures_the_rest_is_recorded(compiled, first, monkeypatch):
+    monkeypatch.setattr(engine, "TRACES", False)
+    make = functools.partial(Net, blocks=12)  # more than a compiler makes graphs of one function
+    watch = both_ways(program(compiled, make=make, first=first), every=2)
+    measured = rows_of(watch)
+    assert_same(measured, {key: tensors for key, tensors in reference(make).items() if key in measured})
+    of_parameters = {site.layer for site in watch.history[0].sites if site.tensor == "parameter_grad"}
+    assert of_parameters == {name for name, _ in make().named_parameters()}
+    around = {"enter", "act", "head"} if compiled in (wrapped_blocks, blocks_in_place) else set()
+    assert set(layers_of(watch)) == around
 
 
 @BLOCKS
