@@ -92,8 +92,11 @@ def local(tensor: Tensor) -> Tensor | None:
 
 def is_distributed(tensor: Tensor) -> bool:
     """Whether a tensor is a ``DTensor``."""
-    module = sys.modules.get("torch.distributed.tensor")  # unless somebody has imported it, there is none
-    return module is not None and isinstance(tensor, module.DTensor)
+    for home in ("torch.distributed.tensor", "torch.distributed._tensor"):  # the latter up to torch 2.4
+        kind = getattr(sys.modules.get(home), "DTensor", None)  # unless somebody has imported it, there is none
+        if kind is not None:
+            return isinstance(tensor, kind)
+    return False
 
 
 def holdings(model: nn.Module) -> dict[str, Holding]:
