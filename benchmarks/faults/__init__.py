@@ -26,7 +26,7 @@ def _load() -> None:
     global _loaded
     if _loaded:
         return
-    for part in ("dev", "more"):
+    for part in ("dev", "more", "blind"):
         if importlib.util.find_spec(f"{__name__}.{part}") is None:
             continue
         pkg = importlib.import_module(f"{__name__}.{part}")

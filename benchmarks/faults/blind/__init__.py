@@ -1,0 +1,1 @@
+"""Programs written without a look at the detectors, to measure how far the rules carry."""
