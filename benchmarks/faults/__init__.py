@@ -6,7 +6,7 @@
 
 See ``core`` for the interface, ``score`` for scoring a monitor's
 findings and ``python -m benchmarks.faults --list`` for what there is.  ``dev`` is what
-thresholds were set on, ``more`` measures.
+thresholds were set on, ``more`` and ``blind`` measure.
 """
 
 from __future__ import annotations

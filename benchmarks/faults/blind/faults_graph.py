@@ -150,7 +150,7 @@ class Variance(nn.Module):
     "zero_gradient",
     "clamped log-variance (common in SAC and VAE code) started outside of the clamp",
     must=[need("zero_gradient|dead_units|saturated|not_updated", "log_var log_var.*", by=40)],
-    may="zero_gradient dead_units saturated not_updated vanishing_gradient update_ratio",
+    may="zero_gradient dead_units saturated not_updated vanishing_gradient update_ratio loss_stagnant",
     tags=frozenset({"functional"}),
     loss_ratio=0.8,
 )

@@ -46,7 +46,7 @@ def two_middle_convs_std_1e_5(fixed: bool = False) -> Built:
     "bad_scale",
     "standard deviation given where the variance was meant, in one layer (Mishkin & Matas 2016)",
     must=[need("bad_scale|exploding_gradient|update_ratio", "layers.[012345] acts.[12345] head", by=20)],
-    may="bad_scale exploding_gradient update_ratio loss_unstable loss_stagnant vanishing_gradient dead_units",
+    may="bad_scale exploding_gradient update_ratio loss_unstable loss_stagnant vanishing_gradient dead_units non_finite",
     requires=("sklearn",),
 )
 def third_layer_std_20(fixed: bool = False) -> Built:
@@ -100,6 +100,7 @@ def silent_messages(fixed: bool = False) -> Built:
     "PyTorch's default init (kaiming_uniform with a = sqrt 5) in a deep plain ReLU net; He et al. 2015 sec. 2.2",
     must=[need("vanishing_gradient", "layers.* acts.*", by=50)],
     may="vanishing_gradient loss_stagnant bad_scale update_ratio dead_units",
+    loss_ratio=0.8,
 )
 def thirty_layers_default_init(fixed: bool = False) -> Built:
     """30 ReLU layers with default weights: 0.4 of the gradient survives a layer, 1e-11 all of them."""
@@ -147,7 +148,7 @@ class DigitReader(nn.Module):
     "bad_scale",
     "constant init of a recurrent net: symmetry is never broken (Goodfellow et al. 2016, sec. 8.4)",
     must=[need("bad_scale", "gru out", by=25)],
-    may="bad_scale loss_stagnant update_ratio",
+    may="bad_scale loss_stagnant update_ratio vanishing_gradient zero_gradient",  # equal read-outs cancel
     tags=frozenset({"symmetry"}),
     requires=("sklearn",),
 )
@@ -211,7 +212,7 @@ class SoftExperts(nn.Module):
     "zero_gradient",
     "collapsed routing of a mixture of experts (Shazeer et al. 2017, sec. 4; Fedus et al. 2021)",
     must=[need("zero_gradient|dead_units|not_updated|saturated", "experts.* router", by=40)],
-    may="zero_gradient dead_units not_updated saturated vanishing_gradient",
+    may="zero_gradient dead_units not_updated saturated vanishing_gradient bad_scale",
 )
 def router_has_one_favourite(fixed: bool = False) -> Built:
     """The router's bias sends all samples to one expert: three of four never run, the router's softmax is flat."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import data
-from ..core import Built, clipped_loop, default_loop, faulty, need, scheduled_loop
+from ..core import Built, clipped_loop, faulty, need, scheduled_loop
 from ..more._loops import own_loss
 from ..more._programs import named, teacher, waves
 from ..nets import MLP, TinyLM, gpt_init, he, init_linear, lm_loss
@@ -186,7 +186,8 @@ def infonce_temperature_1e_4(fixed: bool = False) -> Built:
     x, y = data.flat_glyphs(noise=0.1)
     batches = [(a, torch.arange(40)) for a, _ in data.minibatches(x, y, 40, 150)]
     model = Towers(0.1 if fixed else 1e-4)
-    return Built(model, torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9), CE, batches)
+    opt = torch.optim.Adam(model.parameters(), lr=3e-3) if fixed else torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return Built(model, opt, CE, batches)
 
 
 def lbfgs(model, opt, loss_fn, batches, on_step) -> None:

@@ -214,12 +214,14 @@ def relativistic(model, opt, loss_fn, batches, on_step) -> None:
     progress=(
         "distance of the quartiles to the data's",
         lambda m: (
-            (m.G(torch.randn(2000, 3, generator=data.gen(3))).quantile(torch.tensor([0.25, 0.5, 0.75])))
-            - torch.tensor([1.66, 2.0, 2.34])
-        )
-        .abs()
-        .sum()
-        .item(),
+            (
+                (m.G(torch.randn(2000, 3, generator=data.gen(3))).quantile(torch.tensor([0.25, 0.5, 0.75])))
+                - torch.tensor([1.66, 2.0, 2.34])
+            )
+            .abs()
+            .sum()
+            .item()
+        ),
         "down",
     ),
 )

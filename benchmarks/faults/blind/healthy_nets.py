@@ -278,9 +278,7 @@ def adaptive_softmax_rare_words() -> Built:
         t = torch.multinomial(p, 32, replacement=True, generator=g)
         y = torch.where(torch.rand(32, generator=g) < 0.8, t, torch.multinomial(p, 32, replacement=True, generator=g))
         batches.append((t, y))
-    model = named(
-        embed=nn.Embedding(400, 32), loss=nn.AdaptiveLogSoftmaxWithLoss(32, 400, cutoffs=[20, 100], div_value=2.0)
-    )
+    model = named(embed=nn.Embedding(400, 32), loss=nn.AdaptiveLogSoftmaxWithLoss(32, 400, cutoffs=[20, 100], div_value=2.0))
     return Built(model, torch.optim.Adagrad(model.parameters(), lr=0.1), lambda m, t, y: m.loss(m.embed(t), y).loss, batches)
 
 
@@ -326,5 +324,3 @@ def sparse_relu_conv_bias_down() -> Built:
     nn.init.constant_(model.conv1.bias, -0.4)
     nn.init.constant_(model.conv2.bias, -0.4)
     return Built(model, torch.optim.Adam(model.parameters(), lr=3e-3), CE, data.minibatches(x, y, 48, 150))
-
-

@@ -249,4 +249,4 @@ def rprop_iris_sigmoid() -> Built:
     d = load_iris()
     x, y = torch.tensor(d.data, dtype=torch.float32), torch.tensor(d.target)
     model = named(fc1=nn.Linear(4, 10), act=nn.Sigmoid(), fc2=nn.Linear(10, 3))
-    return Built(model, torch.optim.Rprop(model.parameters(), lr=1e-2), CE, [(data.standardise(x), y)] * 160)
+    return Built(model, torch.optim.Rprop(model.parameters(), lr=1e-2), CE, [(data.standardise(x), y)] * 100)
