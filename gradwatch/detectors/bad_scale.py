@@ -1,7 +1,8 @@
 """Activations are orders of magnitude off, from the start or later on; or the units of a layer are copies of each other.
 
 What it is mistaken for: a large value that a normalisation layer takes back at once; outputs that grow towards large targets while
-the net learns; outputs of zero-initialised layers, which move with the first step; the small probabilities of a wide softmax.
+the net learns; outputs of zero-initialised layers, which move with the first step; the small probabilities of a wide softmax; a
+last layer that starts small, as its targets are or so that it begins with no opinion.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class BadScale(FullRecords):
             grown = level - start
         slack = np.log10(self.runaway) if trends.losses.learning is not False else 0.0
         blown = lasting & (level > np.log10(self.later) + slack) & (grown > np.log10(self.growth) + slack)
+        faint[-1] = False  # behind it no signal is left to fade
         if _is_offset(record, outputs[-1]):  # a bias that was set to the targets' mean is a good start
             far[-1] = False
         sick = np.flatnonzero(far | faint | blown)
