@@ -92,6 +92,18 @@ def updates(sites: Sites) -> Counts:
 
 
 @per_sites
+def matrix_updates(sites: Sites) -> Counts:
+    """(update, weight) of each matrix, by position: (matrices, 2)."""
+    at = {(site.layer, site.tensor): index for index, site in enumerate(sites)}
+    found = [
+        (index, at[site.layer, "parameter"])
+        for index, site in enumerate(sites)
+        if site.tensor == "update" and site.is_matrix and (site.layer, "parameter") in at
+    ]
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+@per_sites
 def trained_layers(sites: Sites) -> frozenset[str]:
     """The layers whose parameters a record is about."""
     return frozenset(names.owner(site.layer) for site in sites if site.tensor == "parameter_grad")

@@ -16,7 +16,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, FullRecords
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import Counts, Sites, per_sites
+from gradwatch.trends import Counts, Sites, matrix_updates, per_sites
 
 LARGE = (
     "Lower the learning rate (of this layer's parameter group, if it has its own): about 1e-3 per step is usual (Karpathy's rule "
@@ -108,11 +108,6 @@ class UpdateRatio(FullRecords):
 
 @per_sites
 def _pairs(sites: Sites) -> Counts:
-    """(update, weight) of each matrix, by position: (matrices, 2)."""
-    at = {(site.layer, site.tensor): index for index, site in enumerate(sites)}
-    found = [
-        (index, at[site.layer, "parameter"])
-        for index, site in enumerate(sites)
-        if site.tensor == "update" and site.is_matrix and (site.layer, "parameter") in at and "Embedding" not in site.type
-    ]
-    return np.array(found, np.int64).reshape(-1, 2)
+    """(update, weight) of each matrix that is no table, of which a step moves few rows, by position: (matrices, 2)."""
+    pairs = matrix_updates(sites)
+    return pairs[["Embedding" not in sites[index].type for index in pairs[:, 0]]]
