@@ -156,6 +156,7 @@ class Trends:
         silent: Records in a row, up to the newest, in which the site was exactly zero or got no gradient.
         quiet: The longest such row that ended.
         harmless: Sites that held a NaN or an infinity in a record that was not broken, such as a mask.
+        repeated: Sites that were called several times in a full record, as a recurrent cell is for each time step.
         full_records: Full records so far.
         full_step: The step of the newest of them; -1 before the first.
         full_before: The step of the one before that; -1 before the second.
@@ -173,7 +174,7 @@ class Trends:
         self.outputs = np.empty(0, np.int64)
         self.level, self.usual, self.recent, self.start = (np.empty(0) for _ in range(4))
         self.seen, self.silent, self.quiet = (np.empty(0, np.int64) for _ in range(3))
-        self.harmless = np.empty(0, bool)
+        self.harmless, self.repeated = np.empty(0, bool), np.empty(0, bool)
         self.full_records, self.full_step, self.full_before = 0, -1, -1
         self.resting = False
         self.losses = Losses()
@@ -199,6 +200,7 @@ class Trends:
         self.full_records += record.full
         if record.full:
             self.full_step, self.full_before = record.step, self.full_step
+            self.repeated[where] |= record.rows[:, moments.CALLS] > 1
         self._take_output(record)
         np.copyto(self.usual, self._now_usual)
         np.copyto(self.recent, self._now_recent)
@@ -308,6 +310,7 @@ class Trends:
         self.outputs = np.array([index for index, site in enumerate(self.sites) if site.tensor == "activation_grad"], np.int64)
         for name in ("level", "usual", "recent", "start", "_now_usual", "_now_recent"):
             setattr(self, name, np.concatenate([getattr(self, name), np.full(len(fresh), np.nan)]))
-        self.harmless = np.concatenate([self.harmless, np.zeros(len(fresh), bool)])
+        for name in ("harmless", "repeated"):
+            setattr(self, name, np.concatenate([getattr(self, name), np.zeros(len(fresh), bool)]))
         for name in ("seen", "silent", "quiet"):
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(len(fresh), np.int64)]))

@@ -2,7 +2,8 @@
 
 What it is mistaken for: the large first gradients of a net that then learns; a growing gradient while the loss falls (healthy
 runs grow four-thousandfold so); pre-norm transformers, whose early layers get several times the gradient of late ones; a sum
-instead of a mean over the batch (nothing absolute is compared).
+instead of a mean over the batch (nothing absolute is compared); a new stage of a curriculum, which brings back a gradient that the
+stage before had used up; heads side by side, and a fixed layer that turns the output into the units of the targets.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, FullRecords, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import CALM_GROWTH, Trends, gradients, matrices, output_gradients
+from gradwatch.trends import CALM_GROWTH, Counts, Sites, Trends, Values, gradients, matrices, output_gradients, trained_layers
 
 OVER_STEPS = (
     "Lower the learning rate or warm it up, and clip the gradient's norm (torch.nn.utils.clip_grad_norm_; Pascanu et al. 2013). "
@@ -38,6 +39,8 @@ class ExplodingGradient(Judgement):
             over a whole run, but not against the last 20 steps, and not while the loss is above its start.
         worse: The present loss over the first: an explosion worth the name has undone the training.
         blind: ``growth`` where no loss is known.
+        beyond: The gradient's rms over that of its first record. Explosions took it to 59 times that and more within two steps; a
+            stage of a curriculum that came after a solved one brought back 16 times.
         confirm: 2 records: growth is multiplicative, and waiting longer means finding NaN instead.
     """
 
@@ -45,9 +48,10 @@ class ExplodingGradient(Judgement):
     growth: float = 100.0
     worse: float = 2.0
     blind: float = 1e4
+    beyond: float = 30.0
 
     breaks: ClassVar[bool] = True
-    WIDER: ClassVar = {"growth": 2.0, "worse": 1.25, "blind": 2.0}
+    WIDER: ClassVar = {"growth": 2.0, "worse": 1.25, "blind": 2.0, "beyond": 2.0}
     EXAMPLES: ClassVar = {
         "healthy: large at first": Example({("a.weight", "parameter_grad"): geometric(1e4, 0.7, 30)}, losses=geometric(9, 0.9, 30)),
         "healthy: grows while the loss falls": Example(
@@ -55,6 +59,10 @@ class ExplodingGradient(Judgement):
         ),
         "healthy: one odd batch": Example(
             {("a.weight", "parameter_grad"): [1.0] * 15 + [500.0] + [1.0] * 15}, losses=[1.0] * 15 + [50.0] + [1.0] * 15
+        ),
+        "healthy: a new task after a solved one": Example(
+            {("a.weight", "parameter_grad"): [*geometric(1.0, 0.75, 25), *geometric(3.0, 0.9, 20)]},
+            losses=[*geometric(1.6, 0.75, 25), *geometric(5.0, 0.8, 20)],
         ),
         "sick: the learning rate is too large": Example(
             {("a.weight", "parameter_grad"): [1.0] * 10 + geometric(10.0, 10.0, 8)}, losses=[1.0] * 10 + geometric(4.0, 9.0, 8)
@@ -76,6 +84,7 @@ class ExplodingGradient(Judgement):
         where = trends.where(record.sites)[gradients(record.sites)]
         with np.errstate(invalid="ignore"):  # a zero gradient has a level of -inf
             growth = trends.level[where] - trends.usual[where]
+            growth[trends.level[where] - trends.start[where] <= np.log10(self.beyond)] = np.nan
         if not (growth > np.log10(bound)).any():
             return
         worst = int(np.nanargmax(growth))
@@ -96,10 +105,13 @@ class ExplodingGradient(Judgement):
 
 @dataclass(frozen=True)
 class ExplodingOverDepth(FullRecords):
-    """The gradient of a layer's output is orders above that of the last layer, in one backward pass of a net that does not learn.
+    """The gradient of a layer's output is orders above where it set out, in one backward pass of a net that does not learn.
+
+    It sets out from the last layer that has weights to learn, or from the model's own output where that is known and gets more:
+    one of several heads is no depth, and neither is a fixed factor behind them all.
 
     Attributes:
-        factor: The largest rms of an output gradient over that of the last layer, dimensionless. In the labelled corpus healthy
+        factor: The largest rms of an output gradient over that at its outset, dimensionless. In the labelled corpus healthy
             nets reach 4 and exploding ones 200 to 1e4, from the first step on.
     """
 
@@ -124,11 +136,13 @@ class ExplodingOverDepth(FullRecords):
         flowing = np.flatnonzero(np.isfinite(level))
         if len(flowing) < 3 or trends.losses.learning:  # growth over depth needs depth
             return
-        top = flowing[int(np.argmax(level[flowing]))]
-        factor = float(10 ** (level[top] - level[flowing[-1]]))
+        last, outset = _outset(record.sites, outputs, level, flowing)
+        way = flowing[flowing <= last]
+        top = way[int(np.argmax(level[way]))]
+        factor = float(10 ** (level[top] - level[outset]))
         if factor < self.factor:
             return
-        first, last = record.sites[outputs[top]].layer, record.sites[outputs[flowing[-1]]].layer
+        first, start = record.sites[outputs[top]].layer, record.sites[outputs[outset]].layer
         yield Finding(
             "exploding_gradient",
             first,
@@ -136,7 +150,7 @@ class ExplodingOverDepth(FullRecords):
             record.step,
             "critical",
             {"growth": factor, "gradient_rms": float(10 ** level[top])},
-            f"on its way back from {last} to {first} the gradient grows {factor:.3g} times",
+            f"on its way back from {start} to {first} the gradient grows {factor:.3g} times",
             OVER_DEPTH,
         )
 
@@ -146,6 +160,7 @@ class ExplodingOverTime(Judgement):
     """The gradient of a matrix is orders above that of every matrix behind it, step after step, in a net that does not learn.
 
     A recurrent layer adds up its time steps in one gradient: what grows over time shows in no single output, but in its weights.
+    What an output's own gradient explains is depth, or a head with a loss of its own.
 
     Attributes:
         factor: A matrix's gradient rms over the largest between it and the loss, dimensionless, both over the last few steps.
@@ -161,6 +176,15 @@ class ExplodingOverTime(Judgement):
     EXAMPLES: ClassVar = {
         "healthy: early layers get more": Example(
             {("a.weight", "parameter_grad"): [20.0] * 30, ("b.weight", "parameter_grad"): [1.0] * 30}, losses=[1.0] * 30
+        ),
+        "healthy: a head with a loss of its own": Example(
+            {
+                ("a.weight", "parameter_grad"): [2e3] * 30,
+                ("b.weight", "parameter_grad"): [0.07] * 30,
+                ("a", "activation_grad"): [300.0] * 30,
+                ("b", "activation_grad"): [0.01] * 30,
+            },
+            losses=[1.1] * 30,
         ),
         "sick: recurrent weights of gain 3": Example(
             {("cell.weight", "parameter_grad"): [2e3] * 30, ("out.weight", "parameter_grad"): [0.07] * 30}, losses=[1.1] * 30
@@ -178,7 +202,7 @@ class ExplodingOverTime(Judgement):
             return
         behind = np.maximum.accumulate(np.where(np.isfinite(level), level, -np.inf)[::-1])[::-1][1:]
         with np.errstate(invalid="ignore"):  # nothing behind has a gradient
-            excess = np.where(np.isfinite(behind), level[:-1] - behind, -np.inf)
+            excess = np.where(np.isfinite(behind), level[:-1] - behind, -np.inf) - self._explained(record.sites, trends)
         worst = int(np.argmax(np.nan_to_num(excess, nan=-np.inf)))
         if not excess[worst] > np.log10(self.factor):
             return
@@ -193,3 +217,26 @@ class ExplodingOverTime(Judgement):
             f"the gradient of {layer} is {factor:.3g} times the largest of the layers behind it",
             OVER_DEPTH,
         )
+
+    @staticmethod
+    def _explained(sites: Sites, trends: Trends) -> Values:
+        """log10 of how far the gradient of each matrix's output is above all of those behind it: (matrices - 1,), 0 at least.
+
+        The output of a layer that is called for each time step explains nothing: it grows over time itself.
+        """
+        at = {trends.sites[index].layer: index for index in trends.outputs if not trends.repeated[index]}
+        owners = [names.owner(sites[index].layer) for index in matrices(sites)]
+        output = np.array([trends.recent[at[owner]] if owner in at else -np.inf for owner in owners])
+        output[~np.isfinite(output)] = -np.inf
+        behind = np.maximum.accumulate(output[::-1])[::-1][1:]
+        known = np.isfinite(behind) & np.isfinite(output[:-1])
+        return np.where(known, np.maximum(output[:-1] - np.where(known, behind, 0), 0), 0)
+
+
+def _outset(sites: Sites, outputs: Counts, level: Values, flowing: Counts) -> tuple[int, int]:
+    """The last output that has weights to learn, and the one whose gradient is what sets out: both positions among the outputs."""
+    trained = trained_layers(sites)
+    learning = [int(index) for index in flowing if sites[outputs[index]].layer in trained]
+    last = learning[-1] if learning else int(flowing[-1])
+    ends = [last, *(int(index) for index in flowing if sites[outputs[index]].layer == names.ROOT)]
+    return last, max(ends, key=lambda index: float(level[index]))
