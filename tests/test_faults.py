@@ -20,6 +20,7 @@ SICK = (
     "labels_reshuffled_every_batch",
     "momentum_oscillation",
     "gan_forger_detached",
+    "embedding_group_lr_1e_9",
 )
 """At least one of each kind."""
 
@@ -37,6 +38,10 @@ HEALTHY = (
     "sngan_hinge",
     "switch_moe",
     "targets_100_to_300_bias_init",
+    "curriculum_of_longer_sums",
+    "microvolt_targets",
+    "prices_of_1e5",
+    "tasks_of_unequal_scale_weighted",
 )
 """Those about which an earlier version, or a simpler one, cried wolf."""
 
