@@ -10,9 +10,10 @@ from functools import partial
 from benchmarks.networks import Make, deep, mlp
 from benchmarks.timing import Times, take_turns
 from benchmarks.tools import ALONE, CYCLE, DEFAULT, EVERY_STEP
-from benchmarks.training import Apart, Start, Worker
+from benchmarks.training import Apart, Here, Start, Worker
 
-TOOLS = (ALONE, DEFAULT, EVERY_STEP)
+TOOLS = (ALONE, ALONE, DEFAULT, EVERY_STEP)
+"""Training alone twice, to know the noise."""
 
 MODULES = (10, 100, 1000, 3000)
 WIDTHS = (32, 128, 512, 2048)
@@ -22,13 +23,13 @@ EARLY, LATE = (0.01, 0.11), (0.9, 1.0)
 """The stretches of a run that are compared, as shares of its steps; the very first records describe the columns."""
 
 
-def with_modules(sizes: Sequence[int], seconds: float, start: Start = Apart) -> str:
+def with_modules(sizes: Sequence[int], seconds: float, start: Start = Here) -> str:
     """What records add as a network gets deeper, as a table in Markdown."""
     nets = [(partial(deep, size), sum(1 for _ in deep(size).model.modules())) for size in sizes]
     return _grow("modules", nets, [start(tool) for tool in TOOLS], seconds, 1e6, "µs")
 
 
-def with_elements(widths: Sequence[int], seconds: float, start: Start = Apart) -> str:
+def with_elements(widths: Sequence[int], seconds: float, start: Start = Here) -> str:
     """What records add as the layers of a network get wider, as a table in Markdown."""
     nets = [(partial(mlp, 4, width), sum(p.numel() for p in mlp(4, width).model.parameters())) for width in widths]
     return _grow("elements of parameters", nets, [start(tool) for tool in TOOLS], seconds, 1e9, "ns")
@@ -36,18 +37,20 @@ def with_elements(widths: Sequence[int], seconds: float, start: Start = Apart) -
 
 def _grow(what: str, nets: Sequence[tuple[Make, int]], workers: Sequence[Worker], seconds: float, scale: float, unit: str) -> str:
     lines = [
-        f"| {what} | step without a watch | a full record adds | of {what}, each | a light record adds | of {what}, each |",
-        "|---|---|---|---|---|---|",
+        f"| {what} | step without a watch | noise | a full record adds | of {what}, each | a light record adds | of {what}, each |",
+        "|---|---|---|---|---|---|---|",
     ]
     with ExitStack() as ending:
         for worker in workers:
             ending.callback(worker.end)
         for make, size in nets:
-            alone, default, every = _timed(workers, make, seconds)
-            full, light = every.usual("cpu") - alone.usual("cpu"), default.light("cpu") - alone.light("cpu")
-            cells = [f"{size:,}", f"{alone.usual('cpu') * 1e3:.2f} ms"]
-            for added in (full, light):
-                cells += [f"{added * 1e3:.2f} ms", f"{added / size * scale:.3g} {unit}"]
+            *alone, default, every = _timed(workers, make, seconds)
+            usual, light = ([time(times, "cpu") for times in alone] for time in (Times.usual, Times.light))
+            noise = max(max(usual) - min(usual), max(light) - min(light))
+            cells = [f"{size:,}", f"{statistics.fmean(usual) * 1e3:.2f} ms", f"± {noise * 1e3:.2f} ms"]
+            for added in (every.usual("cpu") - statistics.fmean(usual), default.light("cpu") - statistics.fmean(light)):
+                known = added > noise
+                cells += [f"{added * 1e3:.2f} ms", f"{added / size * scale:.3g} {unit}"] if known else ["in the noise", "–"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

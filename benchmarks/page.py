@@ -84,6 +84,11 @@ reached only where the ratio and the noise together stay under it.
 The tiny network is the worst case: its tensors are so small that a step is little but the overhead of calling PyTorch, and a watch
 makes calls of its own for each of them. The larger the tensors, the less a watch weighs.
 
+Where a target is missed, it is for these calls and not for arithmetic. A full record measures five tensors for each layer that has
+weights (output, its gradient, weight, gradient, update; a bias has three of its own), and the hooks alone, before they compute
+anything, take the share that stands under *copies only*. A step between full records costs little more than its norms, and a cycle
+of ten holds one full record, whose rows are put in order, judged and written within the step after it.
+
 ## Beside other tools
 
 Step time with each tool, over step time without, in the same run. In brackets: how many times the time that gradwatch adds at the
@@ -133,7 +138,8 @@ With steps, in a small network: what watching adds to a step late in a run and e
 
 {steps}
 
-Processor time with one thread, `every=10` for light records and `every=1` for full ones. What records are judged by are running
+Processor time with one thread, `every=10` for light records and `every=1` for full ones. With modules and with elements all
+trainings take turns in one process, and the noise is what two without a watch differ by. What records are judged by are running
 figures of a fixed size, so that the ten-thousandth step costs what the tenth did.
 
 ## Where the time goes
