@@ -1,6 +1,6 @@
 """What watching costs: step time, memory, disk, how all of it grows, and where the time goes; beside other tools.
 
-make bench                                   everything, into docs/performance.md; about 8 minutes on two quiet cores
+make bench                                   everything, into docs/performance.md; about 9 minutes on two quiet cores
 python -m benchmarks.overhead                the same, only printed
 python -m benchmarks.overhead --quick        a smoke test, in under a minute
 python -m benchmarks.overhead --parts steps  one part alone

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.utils.hooks import RemovableHandle
 
 from gradwatch import moments
 from gradwatch.capture import units
+from gradwatch.capture.attached import Attached
 from gradwatch.capture.branches import Inputs
 from gradwatch.capture.budget import Meter
 from gradwatch.capture.compiled import Sinks
@@ -94,7 +94,7 @@ class Activations:
         self.failed = False
         self.sinks = Sinks(self)
         self.late = Late()
-        self._hooks: dict[str, _Hooks] = {}
+        self._hooks: dict[str, Attached] = {}
         self._attached: set[str] = set()
         self._inputs: dict[tuple[int, int], Inputs] = {}
         self._silent = units.SilentUnits()
@@ -125,13 +125,13 @@ class Activations:
         self.sinks.follow(self.layers)
         self._attach(attached & self._hooks.keys())
 
-    def _hooks_of(self, name: str, module: nn.Module) -> _Hooks:
+    def _hooks_of(self, name: str, module: nn.Module) -> Attached:
         """The hooks of a layer, the same as long as it is: compiled code knows them."""
         kind, active = kind_of(module), name not in self._owners and is_activation(module)
         what = module, kind, active, name in self._containers
         if name in self._hooks and self._hooks[name].what == what:
             return self._hooks[name]
-        hooks = _Hooks(what)
+        hooks = Attached(what)
         site, grad_site, input_site = (Site(name, tensor, kind) for tensor in ("activation", "activation_grad", "input_grad"))
         if active:
             before = Hook(self, Activations._before, traced=Before(self.sinks, self.sinks.outlet(name, None, input_site), module))
@@ -342,69 +342,6 @@ class Activations:
             if tensor.requires_grad:
                 self.gradients.arm(tensor, grad_site, given, None if passage is None else passage.enter)
         return copy
-
-
-class _Hooks:
-    """The hooks of one layer, which come and go.
-
-    To register a hook makes a handle, which costs more than all that a step without hooks takes. So it is registered once, and
-    then put back where it was registered.
-
-    Args:
-        what: What they were made for.
-    """
-
-    __slots__ = ("_handles", "_places", "what")
-
-    def __init__(self, what: tuple[object, ...]) -> None:
-        self.what = what
-        self._places: list[tuple[Hook, Callable[..., RemovableHandle], dict[str, bool]]] = []
-        self._handles: list[RemovableHandle] = []
-
-    def add(self, hook: Hook, register: Callable[..., RemovableHandle], **settings: bool) -> None:
-        """Takes a hook, and the method of the module that attaches it."""
-        self._places.append((hook, register, settings))
-
-    def attach(self) -> None:
-        """Attaches them, which are not attached."""
-        if not self._handles:
-            self._handles = [_renumbered(register(hook, **settings)) for hook, register, settings in self._places]
-            return
-        for index, (hook, register, settings) in enumerate(self._places):
-            handle = self._handles[index]
-            hooks = handle.hooks_dict_ref()
-            if hooks is None:  # the module has got other dictionaries
-                self._handles[index] = _renumbered(register(hook, **settings))
-                continue
-            hooks[handle.id] = hook
-            wants_keywords = handle.extra_dict_ref[0]() if settings else None
-            if wants_keywords is not None:
-                wants_keywords[handle.id] = True
-
-    def detach(self) -> None:
-        """Takes them off."""
-        for handle in self._handles:
-            handle.remove()
-
-    @property
-    def last(self) -> bool:
-        """Whether the last of them, which are attached, is the last one that is called after the module."""
-        hooks = self._handles[-1].hooks_dict_ref()
-        return not hooks or next(reversed(hooks)) == self._handles[-1].id
-
-
-NUMBER = -1
-"""Of every hook among those of its module. A compiler compares their numbers before it uses a graph for another module of a class,
-and torch gives each hook of a process one of its own."""
-
-
-def _renumbered(handle: RemovableHandle) -> RemovableHandle:
-    for reference in (handle.hooks_dict_ref, *handle.extra_dict_ref):
-        hooks = reference()
-        if hooks is not None and handle.id in hooks:
-            hooks[NUMBER] = hooks.pop(handle.id)
-    handle.id = NUMBER
-    return handle
 
 
 class _Passage:
