@@ -123,10 +123,6 @@ class Encoder:
         self._heads = PerSites(lambda sites: _Heads(self._schema(sites)))
         self._described: set[str | tuple[str, bool]] = set()  # tags, and the values of a schema, without and with ranks
 
-    def record(self, record: Record) -> bytes:
-        """All of a record, for one event."""
-        return self.records([record])[0]
-
     def records(self, records: Sequence[Record]) -> list[bytes]:
         """All of each of several records, for one event each; those in a row that have the same sites cost little more than one."""
         encoded: list[bytes] = []

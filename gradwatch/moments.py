@@ -95,7 +95,7 @@ def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tupl
     Returns:
         The number of elements and their moments.
     """
-    if tensor.dtype is torch.float32 and readable(tensor) and tensor.layout is torch.strided and tensor.numel():
+    if is_plain(tensor) and tensor.numel():
         return tensor.numel(), _plain(tensor.detach(), zeros)  # nearly every tensor of nearly every run on a CPU
     if tensor.layout is torch.strided:
         dense, unstored = _real(tensor.detach()), 0
@@ -136,6 +136,11 @@ def readable(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and tensor.is_cpu
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is such as nearly all are on a CPU: dense and in float32, and its values can be read at no cost."""
+    return readable(tensor) and tensor.dtype is torch.float32 and tensor.layout is torch.strided
+
+
 def _plain(x: Tensor, zeros: bool) -> Pieces:
     wide = torch.float64 if x.dtype is torch.float64 else torch.float32
     total, norm = x.sum(dtype=wide), torch.linalg.vector_norm(x, dtype=wide)
@@ -174,11 +179,15 @@ def sample(*tensors: Tensor) -> list[Tensor]:
     size = tensors[0].numel()
     if size <= 2 * SAMPLE:
         return list(tensors)
-    # An odd stride: one that divides a tensor's sizes would see one column only.
-    stride = size // SAMPLE | 1
+    apart = stride(size)
     if not all(tensor.is_contiguous() for tensor in tensors):
-        return [tensor.reshape(-1)[::stride] for tensor in tensors]
-    return [tensor.view(-1)[: size // RUN * RUN].view(-1, RUN)[::stride] for tensor in tensors]
+        return [tensor.reshape(-1)[::apart] for tensor in tensors]
+    return [tensor.view(-1)[: size // RUN * RUN].view(-1, RUN)[::apart] for tensor in tensors]
+
+
+def stride(elements: int) -> int:
+    """The distance of those that are sampled of so many: odd, since one that divides a tensor's sizes would see one column only."""
+    return elements // SAMPLE | 1
 
 
 def count_zeros(x: Tensor, dim: int | None = None) -> Tensor:

@@ -40,8 +40,7 @@ both_ways = pytest.mark.usefixtures("_reading")
 
 def row_of(tensor, *, zeros=True):
     """The way that a tensor takes in a watch: measured where it is, joined, moved, turned into a row."""
-    plain = tensor.dtype is torch.float32 and tensor.layout is torch.strided
-    if plain and 0 < tensor.numel() <= moments.SMALL and moments.readable(tensor):
+    if moments.is_plain(tensor) and 0 < tensor.numel() <= moments.SMALL:
         return moments.rows([tensor.numel()], moments.of_rows(tensor.detach().reshape(1, -1), zeros=zeros).numpy())[0]
     count, pieces = moments.measure(tensor, zeros=zeros, later=True)
     return moments.rows([count], moments.table([pieces]).numpy())[0]

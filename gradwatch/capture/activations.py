@@ -227,8 +227,8 @@ class Activations:
     def tap(self, name: str, tensor: Tensor) -> None:
         """Observes a tensor that no module returns."""
         if self._observing():
-            self._reach(Site(name, "activation", "tap"))
             site, grad_site = Site(name, "activation", "tap"), Site(name, "activation_grad", "tap")
+            self._reach(site)
             self._observe(site, grad_site, unique_tensors(tensor), zeros=True)
 
     def _observing(self) -> bool:

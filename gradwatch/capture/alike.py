@@ -51,7 +51,11 @@ class Alike:
         except RuntimeError:
             return []
         expected = zip(stacks, self.together, strict=True)
-        return stacks if all(_is_ordinary(stack) and stack.shape[1:] == self._shapes[group[0]] for stack, group in expected) else []
+        return (
+            stacks
+            if all(moments.is_plain(stack) and stack.shape[1:] == self._shapes[group[0]] for stack, group in expected)
+            else []
+        )
 
     def norms(self, tensors: Sequence[Tensor]) -> list[float] | None:
         """The Euclidean norm of each tensor, in ``order``, reduced in float32.
@@ -63,17 +67,13 @@ class Alike:
         try:
             for group in self.together:
                 stacked = torch.stack([tensors[position] for position in group])
-                if not _is_ordinary(stacked) or stacked.shape[1:] != self._shapes[group[0]]:
+                if not moments.is_plain(stacked) or stacked.shape[1:] != self._shapes[group[0]]:
                     return None
                 norms += torch.linalg.vector_norm(stacked.reshape(len(group), -1), dim=1).tolist()
         except RuntimeError:  # no stack can be made of them: sparse ones, or the data of a parameter were exchanged for others
             return None
         alone = [tensors[position] for position in self.alone]
         for tensor, position in zip(alone, self.alone, strict=True):
-            if not _is_ordinary(tensor) or tensor.shape != self._shapes[position]:
+            if not moments.is_plain(tensor) or tensor.shape != self._shapes[position]:
                 return None
         return norms + [norm.item() for norm in torch._foreach_norm(alone)] if alone else norms
-
-
-def _is_ordinary(tensor: Tensor) -> bool:
-    return type(tensor) is Tensor and tensor.dtype is torch.float32 and tensor.layout is torch.strided and tensor.is_cpu

@@ -66,6 +66,7 @@ class Tape:
         values = tensor if type(tensor) is Tensor else local(tensor)
         if values is None:
             return None
+        # What ``moments.is_plain`` says, without the calls: this is asked for every tensor of a full record.
         plain = type(values) is Tensor and values.dtype is torch.float32 and values.is_cpu and values.layout is torch.strided
         if plain and 0 < (count := values.numel()) <= moments.SMALL:
             # Nothing that becomes of the tensor changes what is measured of a copy.

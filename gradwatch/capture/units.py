@@ -121,11 +121,6 @@ class _Block(NamedTuple):
     silence: Tensor
 
 
-def _stride(elements: int) -> int:
-    """The distance of the inputs of a sample: odd, since one that divides a tensor's sizes would see one column only."""
-    return max(1, elements // moments.SAMPLE) | 1
-
-
 def awake_units(tensor: Tensor, axis: int) -> Tensor:
     """Which units are non-zero for any input, (units,); where they lie in the last dimension, from a strided sample of the inputs.
 
@@ -135,7 +130,7 @@ def awake_units(tensor: Tensor, axis: int) -> Tensor:
     """
     x, last = tensor.detach(), tensor.dim() - 1
     if axis == last:
-        x = x.reshape(-1, x.shape[-1])[:: _stride(x.numel() // 4)]
+        x = x.reshape(-1, x.shape[-1])[:: moments.stride(x.numel() // 4)]
         axis = 1
     others = [dim for dim in range(x.dim()) if dim != axis]
     # Two extremes take a quarter of the time of `any`. NaN is not silence: it is different from zero, and an extreme keeps it.
@@ -199,7 +194,7 @@ def _floats(compare: Callable[..., Tensor], x: Tensor, y: Tensor | float) -> Ten
 def confident_share(probabilities: Tensor, dim: int) -> Tensor:
     """The share of a softmax's distributions whose largest probability is above ``CONFIDENT``, of shape ()."""
     largest = probabilities.detach().amax(dim).reshape(-1)
-    return (largest[:: _stride(largest.numel())] > CONFIDENT).float().mean()
+    return (largest[:: moments.stride(largest.numel())] > CONFIDENT).float().mean()
 
 
 def alike_share(weight: Tensor) -> Tensor:
