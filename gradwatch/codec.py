@@ -37,6 +37,7 @@ from gradwatch import eventfiles, wire
 from gradwatch.errors import GradWatchWarning, RunError
 from gradwatch.history import History
 from gradwatch.moments import COLUMNS
+from gradwatch.octaves import EXPONENTS
 from gradwatch.records import Finding, Record, Site
 
 log = logging.getLogger("gradwatch")
@@ -45,6 +46,9 @@ PLUGIN = "gradwatch"
 VERSION = 1
 ROOT = f"{PLUGIN}/v{VERSION}"
 FINDINGS_TAG = f"{ROOT}/findings"
+
+HISTOGRAMS = "histograms"
+"""Under this name a record's histograms are stored, site by site in one vector: of ``octaves.EXPONENTS`` in this version."""
 
 STEP = ("loss", "loss_told", "skipped", "backwards", "full", "clip", "scale")
 """What is stored of a record beside its rows, by name."""
@@ -121,20 +125,20 @@ class Encoder:
     def __init__(self) -> None:
         self._schema = PerSites(Schema)
         self._heads = PerSites(lambda sites: _Heads(self._schema(sites)))
-        self._described: set[str | tuple[str, bool]] = set()  # tags, and the values of a schema, without and with ranks
+        self._described: set[str | tuple[str, bool, bool]] = set()  # tags, and the values of a schema, with extras and without
 
     def records(self, records: Sequence[Record]) -> list[bytes]:
         """All of each of several records, for one event each; those in a row that have the same sites cost little more than one."""
         encoded: list[bytes] = []
-        for _, run in itertools.groupby(records, lambda record: (id(record.sites), record.ranks is None)):
+        for _, run in itertools.groupby(records, lambda record: (id(record.sites), *_extras(record))):
             encoded += self._run(list(run))
         return encoded
 
     def _run(self, records: list[Record]) -> list[bytes]:
         sites = records[0].sites
         schema = self._schema(sites)
-        # The ranks may come later: of a tag that its first event does not describe TensorBoard knows nothing.
-        values = schema.root, records[0].ranks is not None
+        # Ranks and histograms may come later: of a tag that its first event does not describe TensorBoard knows nothing.
+        values = schema.root, *_extras(records[0])
         described = values in self._described
         heads = self._heads(sites) if described else _Heads(schema, _metadata())
         columns = np.stack([record.rows for record in records]).transpose(0, 2, 1).copy()  # (records, columns, sites)
@@ -152,6 +156,8 @@ class Encoder:
                 place += size
             if record.ranks is not None:
                 parts += heads.ranks, record.ranks.astype("<i4").tobytes()
+            if record.histograms is not None:
+                parts += heads.histograms, record.histograms.astype("<f4").tobytes()
             encoded.append(b"".join(parts))
         if not described:
             self._described.add(values)
@@ -172,6 +178,10 @@ class Encoder:
         return wire.value(Summary.Value(tag=tag, tensor=string_tensor(text), metadata=metadata))
 
 
+def _extras(record: Record) -> tuple[bool, bool]:
+    return record.ranks is not None, record.histograms is not None
+
+
 def _pack_step(record: Record) -> bytes:
     loss, told = (math.nan, False) if record.loss is None else (record.loss, True)
     return struct.pack(f"<{len(STEP)}d", loss, told, record.skipped, record.backwards, record.full, record.clip, record.scale)
@@ -185,6 +195,7 @@ class _Heads:
         whole: Before each column.
         repeated: Before the only value of each column that holds no other.
         ranks: Before the ranks of the sites.
+        histograms: Before the counts of their octaves, site by site.
     """
 
     def __init__(self, schema: Schema, metadata: Any = None) -> None:
@@ -192,6 +203,7 @@ class _Heads:
         self.step = wire.tensor_value(f"{root}/step", wire.DOUBLE, len(STEP), metadata=metadata)
         self.whole = [wire.tensor_value(f"{root}/{name}", wire.FLOAT, size, metadata=metadata) for name in COLUMNS]
         self.ranks = wire.tensor_value(f"{root}/ranks", wire.INT32, size, metadata=metadata)
+        self.histograms = wire.tensor_value(f"{root}/{HISTOGRAMS}", wire.FLOAT, size * len(EXPONENTS), metadata=metadata)
         self.repeated = [wire.tensor_value(f"{root}/{name}", wire.FLOAT, size, repeat=True, metadata=metadata) for name in COLUMNS]
 
 
@@ -343,5 +355,6 @@ def _record(step: int, sites: tuple[Site, ...], tensors: dict[str, Any]) -> Reco
             rows[:, index] = make_ndarray(tensors[column])
     loss, told, skipped, backwards, full, clip, *later = make_ndarray(tensors["step"]).tolist()
     ranks = make_ndarray(tensors["ranks"]) if "ranks" in tensors else None
+    histograms = make_ndarray(tensors[HISTOGRAMS]).reshape(len(sites), -1) if HISTOGRAMS in tensors else None
     record = Record(step, sites, rows, loss if told else None, bool(skipped), int(backwards), bool(full), clip, *later)
-    return record if ranks is None else replace(record, ranks=ranks)
+    return record if ranks is None and histograms is None else replace(record, ranks=ranks, histograms=histograms)

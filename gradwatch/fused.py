@@ -13,6 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from gradwatch import octaves
+
 log = logging.getLogger("gradwatch")
 
 BLOCK = 1024
@@ -50,23 +52,25 @@ def usable(device: torch.device) -> bool:
     return True
 
 
-def partial(tensor: Tensor) -> Tensor:
+def partial(tensor: Tensor, *, histogram: bool = False) -> Tensor:
     """Measures the parts of a tensor; does not wait for the device.
 
     Args:
         tensor: One that ``applies``; float32, float16 or bfloat16, of any shape.
+        histogram: Also count the elements in each octave.
 
     Returns:
-        (parts, 6), float64: sum, sum of squares, min, max, zeros, non-finite elements of each part. ``joined`` makes the tensor's
-        own moments of them. A part with a NaN has min and max NaN.
+        (parts, columns), float64: sum, sum of squares, min, max, zeros, non-finite elements of each part, and with a histogram a
+        column for each of ``octaves.EXPONENTS``. ``joined`` makes the tensor's own of them. A part with a NaN has min and max NaN.
     """
     from gradwatch.fused_kernel import moments
 
     size = tensor.numel()
     wanted = -(-size // (BLOCK * BLOCKS_A_PART))
     parts = min(PARTS, 1 << (wanted - 1).bit_length())  # powers of two: tensors with equally many are joined together
-    out = torch.empty((parts, 6), dtype=torch.float64, device=tensor.device)
-    moments[(parts,)](tensor, out, size, parts, BLOCK=BLOCK)
+    counted = len(octaves.EXPONENTS) if histogram else 0
+    out = torch.empty((parts, 6 + counted), dtype=torch.float64, device=tensor.device)
+    moments[(parts,)](tensor, out, size, parts, BLOCK=BLOCK, OCTAVES=counted, FIRST=octaves.EXPONENTS.start)
     return out
 
 
@@ -74,12 +78,12 @@ def joined(parts: Tensor) -> Tensor:
     """Moments of whole tensors from those of their parts.
 
     Args:
-        parts: (tensors, parts, 6), as ``partial`` leaves them.
+        parts: (tensors, parts, columns), as ``partial`` leaves them.
 
     Returns:
-        (tensors, 6), float64: sum, Euclidean norm, min, max, zeros, non-finite elements.
+        (tensors, columns), float64: sum, Euclidean norm, min, max, zeros, non-finite elements, and what else was counted.
     """
     added = parts.sum(1)
-    return torch.stack(
-        [added[:, 0], added[:, 1].sqrt(), parts[..., 2].amin(1), parts[..., 3].amax(1), added[:, 4], added[:, 5]], dim=1
-    )
+    added[:, 1] = added[:, 1].sqrt()
+    added[:, 2], added[:, 3] = parts[..., 2].amin(1), parts[..., 3].amax(1)
+    return added

@@ -51,9 +51,9 @@ class History:
         if not self._records:
             self.first_step = record.step
         self._records.append(record)
-        self._bytes += record.rows.nbytes
+        self._bytes += record.nbytes
         while self._bytes > self._max_bytes and len(self._records) > 1:
-            self._bytes -= self._records.popleft().rows.nbytes
+            self._bytes -= self._records.popleft().nbytes
             if not self.dropped:
                 log.info(
                     "the history is full (%d MiB): from step %d on the oldest records leave memory; an event file keeps all",

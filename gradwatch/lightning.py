@@ -63,6 +63,7 @@ class GradWatchCallback(*_bases()):  # type: ignore[misc]  # which classes these
         on_finding: ``"log"``, ``"warn"``, ``"raise"`` or a function of the finding; see ``gradwatch.watch``.
         stop_on: Severities and kinds of findings that set ``trainer.should_stop``; on several processes, where all have to stop
             together, this costs a small exchange every batch.
+        histograms: Whether full records also count magnitudes by octaves; see ``gradwatch.watch``.
 
     Raises:
         InvalidSetting: An argument has no meaning. ``trainer.fit`` raises what ``gradwatch.watch`` raises, before its first batch.
@@ -80,10 +81,17 @@ class GradWatchCallback(*_bases()):  # type: ignore[misc]  # which classes these
         writers: Sequence[Writer] = (),
         on_finding: OnFinding = "log",
         stop_on: Sequence[Severity | Kind] = (),
+        histograms: bool = False,
     ) -> None:
         super().__init__()
         self._settings = chosen(
-            every=every, budget=budget, include=include, exclude=exclude, detectors=detectors, on_finding=on_finding
+            every=every,
+            budget=budget,
+            include=include,
+            exclude=exclude,
+            detectors=detectors,
+            on_finding=on_finding,
+            histograms=histograms,
         )
         self._logdir, self._writers = logdir, tuple(writers)
         self._stop_on = _stop_on(stop_on)

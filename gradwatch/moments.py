@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradwatch import fused
+from gradwatch import fused, octaves
 
 Array = npt.NDArray[np.float32]
 
@@ -46,15 +46,19 @@ RUN = 64
 
 Part = Tensor | float
 
-Pieces = tuple[Part, Part, Part, Part, Part, Part]
-"""(sum, norm, min, max, zeros, nonfinite) of one tensor: each a 0-dimensional tensor on its device, or all of them numbers."""
+MOMENTS = 6
+"""What is measured of one tensor: sum, norm, min, max, zeros, nonfinite."""
+
+Pieces = tuple[Part, ...]
+"""The ``MOMENTS`` of one tensor, each a 0-dimensional tensor on its device, or all of them numbers; and last, where it was asked
+for, how many elements lie in each octave, (len(octaves.EXPONENTS),)."""
 
 
 class Parts(NamedTuple):
     """The moments of the parts of a tensor on a GPU, still to be joined along with those of others.
 
     Attributes:
-        values: What ``fused.partial`` returned, (parts, 6).
+        values: What ``fused.partial`` returned.
         zeros: Whether its zeros are told.
     """
 
@@ -71,14 +75,14 @@ WIDE = 16_384
 
 
 @overload
-def measure(tensor: Tensor, *, zeros: bool = ..., later: Literal[False] = ...) -> tuple[int, Pieces]: ...
+def measure(tensor: Tensor, *, zeros: bool = ..., histogram: bool = ..., later: Literal[False] = ...) -> tuple[int, Pieces]: ...
 
 
 @overload
-def measure(tensor: Tensor, *, zeros: bool = ..., later: bool) -> tuple[int, Pieces | Parts]: ...
+def measure(tensor: Tensor, *, zeros: bool = ..., histogram: bool = ..., later: bool) -> tuple[int, Pieces | Parts]: ...
 
 
-def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tuple[int, Pieces | Parts]:
+def measure(tensor: Tensor, *, zeros: bool = False, histogram: bool = False, later: bool = False) -> tuple[int, Pieces | Parts]:
     """Reduces a tensor to its moments, without waiting for its device.
 
     Half precision is reduced in float32 and float64 in float64; integers and booleans are taken as float32, a complex number as
@@ -90,21 +94,23 @@ def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tupl
         tensor: Any shape and dtype.
         zeros: Also count the elements that are exactly zero; else the count is NaN. On a CPU those of a large tensor are counted in
             a ``sample`` of it.
+        histogram: Also count the elements in each octave; on a CPU those of a large tensor in a ``sample`` of it.
         later: Whether ``table`` may do the rest: join the parts of a tensor on a GPU.
 
     Returns:
         The number of elements and their moments.
     """
     if is_plain(tensor) and tensor.numel():
-        return tensor.numel(), _plain(tensor.detach(), zeros)  # nearly every tensor of nearly every run on a CPU
+        plain = _plain(tensor.detach(), zeros)  # nearly every tensor of nearly every run on a CPU
+        return tensor.numel(), (*plain, _octaves(tensor.detach())) if histogram else plain
     if tensor.layout is torch.strided:
         dense, unstored = _real(tensor.detach()), 0
     else:
         dense, unstored = _stored(tensor.detach())
     if dense.numel() == 0:
-        return unstored, _all_zero(dense, unstored)
+        return unstored, _all_zero(dense, unstored, histogram)
     if later and not unstored and fused.applies(dense):
-        return dense.numel(), Parts(fused.partial(dense), zeros)
+        return dense.numel(), Parts(fused.partial(dense, histogram=histogram), zeros)
     pieces = _plain(dense, zeros) if readable(dense) else _without_reading(dense, zeros)
     if unstored:
         total, norm, low, high, zero, nonfinite = pieces
@@ -113,7 +119,7 @@ def measure(tensor: Tensor, *, zeros: bool = False, later: bool = False) -> tupl
         else:
             low, high = min(low, 0), max(high, 0)  # the first of both, where it is NaN
         pieces = total, norm, low, high, zero + unstored, nonfinite
-    return dense.numel() + unstored, pieces
+    return dense.numel() + unstored, (*pieces, _octaves(dense)) if histogram else pieces
 
 
 def _real(tensor: Tensor) -> Tensor:
@@ -174,6 +180,12 @@ def _zeros(x: Tensor) -> float:
     return count_zeros(looked_at).item() * (x.numel() / looked_at.numel())
 
 
+def _octaves(x: Tensor) -> Tensor:
+    """Elements in each octave, (len(octaves.EXPONENTS),)."""
+    (looked_at,) = sample(x) if readable(x) else (x,)
+    return octaves.count(looked_at) * (x.numel() / looked_at.numel())
+
+
 def sample(*tensors: Tensor) -> list[Tensor]:
     """The same elements of several tensors of one shape: all of them, or about ``SAMPLE`` of more than twice as many."""
     size = tensors[0].numel()
@@ -202,14 +214,19 @@ def _count_nonfinite(x: Tensor) -> Tensor:
     return torch.ne(difference, 0, out=torch.empty_like(difference)).sum()
 
 
-def _all_zero(like: Tensor, count: int) -> Pieces:
+def _all_zero(like: Tensor, count: int, histogram: bool) -> Pieces:
     """Moments of an empty tensor, or of a sparse one that stores nothing: ``count`` zeros."""
     zero = torch.zeros((), device=like.device)
-    return zero, zero, zero, zero, torch.full((), float(count), device=like.device), zero
+    pieces = zero, zero, zero, zero, torch.full((), float(count), device=like.device), zero
+    return (*pieces, torch.zeros(len(octaves.EXPONENTS), dtype=torch.float64, device=like.device)) if histogram else pieces
 
 
 def table(pieces: Sequence[Pieces | Parts]) -> Tensor:
-    """Joins the moments of many tensors on one device, shape (tensors, 6); numbers belong to main memory."""
+    """Joins what was measured of many tensors on one device, one row for each; numbers belong to main memory.
+
+    Returns:
+        (tensors, MOMENTS), or (tensors, MOMENTS + len(octaves.EXPONENTS)) where the octaves of all of them were counted.
+    """
     alone: list[Pieces] = []
     where: list[int] = []
     alike: dict[tuple[torch.Size, bool], list[tuple[int, Tensor]]] = {}
@@ -221,7 +238,7 @@ def table(pieces: Sequence[Pieces | Parts]) -> Tensor:
             alone.append(piece)
     joined = _stacked(alone) if alone else None
     if not alike:
-        return torch.empty(0, 6) if joined is None else joined
+        return torch.empty(0, MOMENTS) if joined is None else joined
     parts = [] if joined is None else [joined.double()]
     for (_, zeros), group in alike.items():
         where += [index for index, _ in group]
@@ -233,10 +250,13 @@ def table(pieces: Sequence[Pieces | Parts]) -> Tensor:
 
 
 def _stacked(rows: list[Pieces]) -> Tensor:
-    tensors = [part for row in rows for part in row if isinstance(part, Tensor)]
-    if len(tensors) == 6 * len(rows):
-        return torch.stack(tensors).view(-1, 6)
-    return torch.tensor([[float(part) for part in row] for row in rows], dtype=torch.float64)
+    tensors = [part for row in rows for part in row[:MOMENTS] if isinstance(part, Tensor)]
+    if len(tensors) == MOMENTS * len(rows):
+        joined = torch.stack(tensors).view(-1, MOMENTS)
+    else:
+        joined = torch.tensor([[float(part) for part in row[:MOMENTS]] for row in rows], dtype=torch.float64)
+    counted = [part for row in rows for part in row[MOMENTS:] if isinstance(part, Tensor)]
+    return torch.cat([joined.double(), torch.stack(counted)], 1) if counted else joined
 
 
 def _joined(parts: list[Tensor], zeros: bool) -> Tensor:
@@ -246,18 +266,19 @@ def _joined(parts: list[Tensor], zeros: bool) -> Tensor:
     return rows
 
 
-def of_rows(x: Tensor, *, zeros: bool = False) -> Tensor:
+def of_rows(x: Tensor, *, zeros: bool = False, histogram: bool = False) -> Tensor:
     """What ``measure`` says of each row of a matrix: of as many small tensors that were stacked, in main memory and in float32.
 
     Args:
         x: (tensors, elements).
         zeros: Also count the elements that are exactly zero.
+        histogram: Also count the elements in each octave.
 
     Returns:
-        (tensors, 6), float64, as ``table`` joins them.
+        float64, as ``table`` joins them.
     """
     # NumPy puts a few numbers in order at a third of what it costs PyTorch.
-    found = np.empty((len(x), 6))
+    found = np.empty((len(x), MOMENTS))
     found[:, 0] = x.sum(1).numpy()
     found[:, 1] = norm = torch.linalg.vector_norm(x, dim=1).numpy()
     found[:, 2], found[:, 3] = x.amin(1).numpy(), x.amax(1).numpy()  # aminmax along a dimension is 40 times slower
@@ -268,7 +289,7 @@ def of_rows(x: Tensor, *, zeros: bool = False) -> Tensor:
         unsafe = ~((norm > SAFE_NORM[0]) & (norm < SAFE_NORM[1])) & ((found[:, 2] != 0) | (found[:, 3] != 0))
         for index in np.flatnonzero(unsafe):
             joined[index] = torch.tensor(_plain(x[index], zeros), dtype=torch.float64)
-    return joined
+    return torch.cat([joined, octaves.of_rows(x)], 1) if histogram else joined
 
 
 def rows(counts: Sequence[int], joined: npt.NDArray[np.float64]) -> Array:
@@ -276,7 +297,7 @@ def rows(counts: Sequence[int], joined: npt.NDArray[np.float64]) -> Array:
 
     Args:
         counts: Elements of each tensor, (tensors,).
-        joined: What ``table`` joined, on the host, (tensors, 6).
+        joined: What ``table`` joined, on the host; its first ``MOMENTS`` columns count.
 
     Returns:
         (tensors, len(COLUMNS)), float32. A finite float64 beyond float32's range is stored as the nearest float32.
@@ -286,7 +307,7 @@ def rows(counts: Sequence[int], joined: npt.NDArray[np.float64]) -> Array:
     wide[:, COUNT], wide[:, CALLS] = count, 1
     with np.errstate(all="ignore"):
         wide[:, MEAN], wide[:, RMS] = joined[:, 0] / count, joined[:, 1] / np.sqrt(count)
-    wide[:, MIN : NONFINITE + 1] = joined[:, 2:]
+    wide[:, MIN : NONFINITE + 1] = joined[:, 2:MOMENTS]
     wide[count == 0] = EMPTY
     return _narrow(wide)
 

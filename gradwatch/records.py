@@ -82,6 +82,9 @@ class Record:
         ranks: Where the processes of a training have merged what each saw: the rank that saw the first value of a site that is
             not finite, or else the largest magnitude, (sites,), int32; -1 where all hold the same, or nobody saw the site.
             None: one process has recorded for itself.
+        histograms: Of a full record, where they were asked for: elements in each octave of ``octaves.EXPONENTS``, (sites,
+            len(octaves.EXPONENTS)), float32; NaN where they were not counted. What is in none is zero or not finite. Where
+            processes have merged what each saw, they are still those of this process.
     """
 
     step: int
@@ -94,6 +97,7 @@ class Record:
     clip: float = float("nan")
     scale: float = float("nan")
     ranks: npt.NDArray[np.int32] | None = None
+    histograms: Array | None = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Record):
@@ -103,10 +107,9 @@ class Record:
             == (other.step, other.sites, other.skipped, other.backwards, other.full)
             and (self.loss is None) == (other.loss is None)
             and np.array_equal([self.loss or 0, self.clip, self.scale], [other.loss or 0, other.clip, other.scale], equal_nan=True)
-            and self.rows.shape == other.rows.shape
-            and np.array_equal(self.rows, other.rows, equal_nan=True)
-            and (self.ranks is None) == (other.ranks is None)
-            and (self.ranks is None or other.ranks is None or np.array_equal(self.ranks, other.ranks))
+            and _equal(self.rows, other.rows)
+            and _equal(self.ranks, other.ranks)
+            and _equal(self.histograms, other.histograms)
         )
 
     __hash__ = None  # type: ignore[assignment]  # rows are an array
@@ -116,9 +119,18 @@ class Record:
         return f"Record(step={self.step}, {seen} of {len(self.sites)} sites seen, loss={self.loss})"
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of memory that its numbers take."""
+        return sum(table.nbytes for table in (self.rows, self.ranks, self.histograms) if table is not None)
+
+    @property
     def calls(self) -> int:
         """Tensors that were merged into this record."""
         return int(self.rows[:, CALLS].sum())
+
+
+def _equal(one: npt.NDArray[Any] | None, other: npt.NDArray[Any] | None) -> bool:
+    return one is other if one is None or other is None else np.array_equal(one, other, equal_nan=True)
 
 
 @dataclass(frozen=True, eq=False)

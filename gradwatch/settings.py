@@ -30,6 +30,7 @@ def chosen(
     exclude: Sequence[str],
     detectors: Sequence[Detector] | None,
     on_finding: OnFinding,
+    histograms: bool = False,
     loss_fn: object = None,
     scaler: Any = None,
 ) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def chosen(
         InvalidSetting: One of them, or the criterion or the scaler, has no meaning.
     """
     _check(every, loss_fn, on_finding, scaler, budget)
+    if not isinstance(histograms, bool):
+        raise InvalidSetting(f"histograms={histograms!r}; give True to count magnitudes by octaves in full records, else False")
     return {
         "every": every,
         "budget": budget,
@@ -46,6 +49,7 @@ def chosen(
         "exclude": (exclude,) if isinstance(exclude, str) else tuple(exclude),
         "detectors": DEFAULT if detectors is None else tuple(detectors),
         "on_finding": on_finding,
+        "histograms": histograms,
     }
 
 

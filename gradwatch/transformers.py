@@ -53,6 +53,7 @@ class GradWatchCallback(TrainerCallback):
         detectors: What to look for; None: ``gradwatch.detectors.DEFAULT``.
         writers: More writers; they are closed at the end of the first training.
         on_finding: ``"log"``, ``"warn"``, ``"raise"`` or a function of the finding; see ``gradwatch.watch``.
+        histograms: Whether full records also count magnitudes by octaves; see ``gradwatch.watch``.
 
     Raises:
         InvalidSetting: An argument has no meaning. ``trainer.train`` raises what ``gradwatch.watch`` does, before its first batch.
@@ -69,10 +70,17 @@ class GradWatchCallback(TrainerCallback):
         detectors: Sequence[Detector] | None = None,
         writers: Sequence[Writer] = (),
         on_finding: OnFinding = "log",
+        histograms: bool = False,
     ) -> None:
         super().__init__()
         self._settings = chosen(
-            every=every, budget=budget, include=include, exclude=exclude, detectors=detectors, on_finding=on_finding
+            every=every,
+            budget=budget,
+            include=include,
+            exclude=exclude,
+            detectors=detectors,
+            on_finding=on_finding,
+            histograms=histograms,
         )
         self._logdir, self._writers = logdir, tuple(writers)
         self._watch: Watch | None = None

@@ -52,6 +52,7 @@ def watch(
     detectors: Sequence[Detector] | None = None,
     writers: Sequence[Writer] = (),
     on_finding: OnFinding = "log",
+    histograms: bool = False,
 ) -> Watch:
     """Watches a model while it trains, without changing its training.
 
@@ -73,6 +74,8 @@ def watch(
         writers: More writers beside the event file; of several processes rank 0 uses its own.
         on_finding: ``"log"`` (logger ``gradwatch``, level warning), ``"warn"`` (``GradWatchWarning``), ``"raise"``
             (``UnhealthyTraining``, out of ``optimizer.step()``), or a function of the finding.
+        histograms: Whether full records also count the elements of every tensor by their octave, ``Record.histograms``. It makes
+            a full record dearer, in time and on disk.
 
     Returns:
         The watch; close it, or use it in a ``with`` statement.
@@ -93,6 +96,7 @@ def watch(
         exclude=exclude,
         detectors=detectors,
         on_finding=on_finding,
+        histograms=histograms,
         loss_fn=loss_fn,
         scaler=scaler,
     )
@@ -121,6 +125,7 @@ class Watch:
         detectors: Sequence[Detector],
         writers: Sequence[Writer],
         on_finding: OnFinding,
+        histograms: bool = False,
         reads_gradients: bool = True,
         first_step: int = 0,
     ) -> None:
@@ -136,7 +141,14 @@ class Watch:
         writers = [] if rank() else destinations(logdir, writers)  # of several processes the first one writes
         self._judging = Judging(detectors, writers, self._guard, self._turn, hurried=budget is not None)
         self._recorder = Recorder(
-            membership, self._optimizers, every=every, scaler=scaler, first_step=first_step, fail=self.fail, budget=self._budget
+            membership,
+            self._optimizers,
+            every=every,
+            scaler=scaler,
+            first_step=first_step,
+            fail=self.fail,
+            budget=self._budget,
+            histograms=histograms,
         )
         self._remarks: list[str] = []
         self._closed = False

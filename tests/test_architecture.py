@@ -17,7 +17,7 @@ import gradwatch
 ROOT = Path(gradwatch.__file__).parent
 
 GROUPS = (
-    ("errors", "names", "fused_kernel"),
+    ("errors", "names", "fused_kernel", "octaves"),
     ("fused",),
     ("moments",),
     ("statistics", "records", "eventfiles", "losses", "wire"),
@@ -39,7 +39,7 @@ GROUPS = (
 )
 """A module or a folder imports only from groups above its own; the files of a folder import each other, in no circle."""
 
-PLUGIN_IMPORTS = {"codec", "statistics", "records", "names", "errors", "incidents"}
+PLUGIN_IMPORTS = {"codec", "statistics", "records", "names", "errors", "incidents", "octaves"}
 """All that the TensorBoard plugin may import: it runs where nothing is trained."""
 
 RANKS = {name: rank for rank, group in enumerate(GROUPS) for name in group}

@@ -21,6 +21,7 @@ from gradwatch import codec, moments
 from gradwatch.errors import GradWatchWarning, RunError
 from gradwatch.eventfiles import in_directory
 from gradwatch.history import History
+from gradwatch.octaves import EXPONENTS
 from gradwatch.records import KINDS, TENSORS, Finding, Record, Site
 from gradwatch.writers.tensorboard import EventFileWriter
 
@@ -33,6 +34,10 @@ names = st.text(st.characters(exclude_categories=()), min_size=1, max_size=12) |
 )
 float32 = st.floats(width=32)
 sites = st.builds(Site, names, st.sampled_from(TENSORS), names, st.lists(st.integers(0, 2**40), max_size=3).map(tuple))
+
+
+def counts(sites, of_each):
+    return np.full((sites, len(EXPONENTS)), of_each, np.float32)
 
 
 def ranks(values):
@@ -56,6 +61,7 @@ def records(draw, step, known):
         draw(st.floats()),
         draw(st.floats()),
         draw(st.none() | st.lists(st.integers(-1, 2**20), min_size=len(known), max_size=len(known)).map(ranks)),
+        draw(st.none() | st.floats(0, 2**24, width=32).map(lambda count: counts(len(known), count))) if known else None,
     )
 
 
@@ -206,17 +212,18 @@ def test_the_layout_of_version_1(tmp_path):
     assert found == sick(8).to_dict()
 
 
-def test_ranks_that_come_later_are_described_as_well(tmp_path):
+@pytest.mark.parametrize("extra", [{"ranks": ranks([0, 1])}, {"histograms": counts(2, 3.0)}], ids=lambda extra: next(iter(extra)))
+def test_what_comes_later_is_described_as_well(tmp_path, extra):
     rows = np.ones((2, len(moments.COLUMNS)), np.float32)
     writer = EventFileWriter(tmp_path)
-    writer.write_all([Record(0, LIGHT, rows), *(Record(step, LIGHT, rows, ranks=ranks([0, 1])) for step in (1, 2))])
+    writer.write_all([Record(0, LIGHT, rows), *(Record(step, LIGHT, rows, **extra) for step in (1, 2))])
     writer.close()
     (path,) = in_directory(tmp_path)
     _, *events = EventFileLoader(str(path)).Load()
-    later = [value for event in events for value in event.summary.value if value.tag.endswith("/ranks")]
+    later = [value for event in events for value in event.summary.value if value.tag.endswith(f"/{next(iter(extra))}")]
     assert [value.metadata.plugin_data.plugin_name for value in later] == ["gradwatch", ""]
     assert sum(value.tag.endswith("/schema") for event in events for value in event.summary.value) == 1
-    assert [record.ranks is None for record in codec.load(tmp_path)] == [True, False, False]
+    assert [getattr(record, next(iter(extra))) is None for record in codec.load(tmp_path)] == [True, False, False]
 
 
 def test_a_schema_is_named_after_its_sites():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import gradwatch
-from gradwatch import fused, moments
+from gradwatch import fused, moments, octaves
 
 triton = pytest.importorskip("triton", reason="the kernel is written in Triton, which is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,6 +25,18 @@ def test_a_tensor_of_one_part_and_of_many(size, dtype):
     parts = fused.partial(x)
     assert (len(parts) == 1) == (size <= fused.BLOCK * fused.BLOCKS_A_PART)
     torch.testing.assert_close(fused.joined(parts[None])[0], torch.stack([v.double() for v in by_torch(x)]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", sorted(fused.DTYPES, key=str), ids=str)
+@pytest.mark.parametrize("size", [1, 1025, 70_001])
+def test_octaves_are_counted_in_the_same_pass(size, dtype):
+    x = torch.randn(size, generator=torch.Generator().manual_seed(size)) * torch.logspace(-20, 4, size)
+    x[size // 2 :: 7] = 0
+    x[size // 3 :: 11] = torch.inf
+    x = x.to(DEVICE, dtype)
+    whole = fused.joined(fused.partial(x, histogram=True)[None])[0]
+    assert torch.equal(whole[6:], octaves.count(x))
+    torch.testing.assert_close(whole[:6], fused.joined(fused.partial(x)[None])[0], rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_extremes_of_float32_neither_overflow_nor_vanish():

@@ -41,6 +41,7 @@ def untouched(model):
         ({"scaler": 1024.0}, "scaler is a float; give the torch.amp.GradScaler that scales the loss"),
         ({"on_finding": "explode"}, "on_finding='explode'; give 'log', 'warn', 'raise' or a function of the finding"),
         ({"on_finding": None}, "on_finding=None; give 'log', 'warn', 'raise' or a function of the finding"),
+        ({"histograms": 1}, "histograms=1; give True to count magnitudes by octaves in full records, else False"),
         ({"optimizer": "adam"}, "optimizer 0 is a str; give torch.optim.Optimizer objects"),
         ({"optimizer": 0.1}, "optimizer 0 is a float; give torch.optim.Optimizer objects"),
         pytest.param(

@@ -73,7 +73,7 @@ class Clipping:
         names = [name for name in names if self._parameters.named[name].grad is not None]
         if not names:
             return
-        norms, tape = self._parameters.norms(names), Tape()
+        norms, tape = self._parameters.norms(names), Tape(self._parameters.tape.histogram)
         if factor is not None and carried:
             norms = {name: norm / factor for name, norm in norms.items()}
         self._parameters.read_gradients(names, tape, None if carried else factor, full=full)

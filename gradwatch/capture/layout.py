@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gradwatch import moments, names
+from gradwatch import moments, names, octaves
 from gradwatch.capture.activations import Activations
 from gradwatch.moments import Array
+from gradwatch.octaves import Counts
 from gradwatch.records import Site
 
 ORDER = ("activation", "activation_grad", "input_grad")
@@ -54,7 +55,8 @@ class Layout:
         *,
         full: bool,
         graded: bool,
-    ) -> tuple[tuple[Site, ...], Array]:
+        counts: Counts | None = None,
+    ) -> tuple[tuple[Site, ...], Array, Array | None]:
         """Merges the rows of each site and orders them.
 
         Args:
@@ -66,9 +68,10 @@ class Layout:
             full: Whether activations and weights were sampled.
             graded: Whether anybody knows the parameters' gradients; else the record says nothing of them, not even that there
                 are none.
+            counts: Elements in each octave, (len(sites), len(octaves.EXPONENTS)), or None.
 
         Returns:
-            The record's sites, and their rows.
+            The record's sites, their rows, and their counts.
         """
         places = self._look_up(sites, members, trainable, full=full, graded=graded)
         if places.once is not None:
@@ -76,7 +79,10 @@ class Layout:
         else:
             merged = moments.merge_all(rows[places.known], places.where, len(places.ordered))
         places.enter(notes, merged)
-        return places.ordered, merged
+        counted = None
+        if counts is not None:
+            counted = octaves.added(counts[places.known], places.where, len(places.ordered)).astype(np.float32)
+        return places.ordered, merged, counted
 
     def arrange_light(
         self, sites: Sequence[Site], rows: Array, members: Members, trainable: Sequence[str]

@@ -51,6 +51,7 @@ class Recorder:
         first_step: The number of the first step.
         fail: Called with an exception of gradwatch's own, which must not reach the training.
         budget: What full records may cost; None: they come at their cadence, whatever they cost.
+        histograms: Whether full records hold them.
 
     Attributes:
         step: The number of the step in progress.
@@ -67,6 +68,7 @@ class Recorder:
         first_step: int,
         fail: Callable[[Exception], None],
         budget: Budget | None = None,
+        histograms: bool = False,
     ) -> None:
         selection = membership.selection
         self.step = self._first_step = first_step
@@ -75,7 +77,7 @@ class Recorder:
         self._optimizers, self._report = optimizers, fail
         self._cadence = Cadence(optimizers, every, first_step, budget)
         self.meter = None if budget is None else budget.meter
-        self._tape = Tape()
+        self._tape = Tape(histograms)
         self._passes = Passes(selection.owned)
         self._activations = Activations(selection.layers, selection.owners, self._tape, self._passes, fail, self.meter)
         self._parameters = Parameters(selection.holdings, selection.types, self._tape)

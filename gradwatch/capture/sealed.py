@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from gradwatch import moments
+from gradwatch import moments, octaves
 from gradwatch.capture.layout import Layout, Members
 from gradwatch.capture.transfer import Transfer
 from gradwatch.moments import Array
@@ -68,22 +68,24 @@ class Sealed:
     def record(self) -> Record:
         """Waits for the measurements and makes the record."""
         sites, rows = self.measured.rows()
-        scales = self.measured.scalars("scale")
+        scales, counts = self.measured.scalars("scale"), self.measured.octaves()
         if scales:
             scaled = [
                 site.tensor in ("activation_grad", "input_grad") or (site.tensor == "parameter_grad" and site.layer in self.scaled)
                 for site in sites
             ]
             rows[scaled, moments.MEAN : moments.MAX + 1] /= scales[-1]
+            if counts is not None:
+                counts[scaled] = octaves.divided(counts[scaled], scales[-1])
         places = self.measured.places()
         if any(site.layer not in self.members.order for site in places):  # only what has arrived tells the order in a graph
             self.members = self.members._replace(order=self.put_compiled(places))
         about = self.members, self.trainable
         notes = self.measured.notes()
-        return self.record_of(*self.layout.arrange(sites, rows, notes, *about, full=self.full, graded=self.graded))
+        return self.record_of(*self.layout.arrange(sites, rows, notes, *about, full=self.full, graded=self.graded, counts=counts))
 
-    def record_of(self, sites: tuple[Site, ...], rows: Array) -> Record:
-        """The record, of rows that are in order."""
+    def record_of(self, sites: tuple[Site, ...], rows: Array, histograms: Array | None = None) -> Record:
+        """The record, of rows and histograms that are in order."""
         clips, scales = self.measured.scalars("clip"), self.measured.scalars("scale")
         return Record(
             self.step,
@@ -95,6 +97,7 @@ class Sealed:
             full=self.full,
             clip=clips[-1] if clips else float("nan"),
             scale=scales[-1] if scales else float("nan"),
+            histograms=histograms if self.full else None,
         )
 
 

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradwatch import moments
+from gradwatch import moments, octaves
 from gradwatch.capture.shards import local
 from gradwatch.moments import Array, Parts, Pieces
+from gradwatch.octaves import Counts
 from gradwatch.records import Site, TensorName
 
 MAX_ROWS = 100_000
@@ -32,12 +33,17 @@ _HOST = torch.device("cpu")
 class Tape:
     """Collects the measurements of the record in progress.
 
+    Args:
+        histogram: Whether the elements in each octave are counted as well, of tensors that are measured here.
+
     Attributes:
+        histogram: The same.
         graph_tasks: The backward passes that were seen → the pass inside of which each was started, -1 where there is none:
             reentrant checkpointing runs a pass inside a pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, histogram: bool = False) -> None:
+        self.histogram = histogram
         # One append for each measurement, so that threads cannot come between its parts.
         self._measured: dict[torch.device, list[tuple[Site, int, Pieces | Parts]]] = defaultdict(list)
         self._small: dict[tuple[torch.Size, bool], list[tuple[Site, Tensor]]] = {}
@@ -49,7 +55,7 @@ class Tape:
         self._numbers: dict[str, list[float]] = defaultdict(list)
         self._notes: dict[torch.device, list[tuple[tuple[Site, ...], int, Tensor]]] = defaultdict(list)
         self._joined_before: list[tuple[tuple[Site, ...], list[int], Tensor]] = []
-        self._folded: list[tuple[list[Site], Array]] = []
+        self._folded: list[tuple[list[Site], Array, Counts | None]] = []
         self.graph_tasks: dict[int, int] = {}
 
     def __bool__(self) -> bool:
@@ -80,7 +86,7 @@ class Tape:
                 if sum(len(sites) for sites, *_ in self._joined_before) > MAX_ROWS:
                     self._fold()
             return copy
-        count, pieces = moments.measure(values, zeros=zeros, later=True)
+        count, pieces = moments.measure(values, zeros=zeros, histogram=self.histogram, later=True)
         first = pieces[0]
         measured = self._measured[first.device if isinstance(first, Tensor) else _HOST]
         measured.append((site, count, pieces))
@@ -109,7 +115,7 @@ class Tape:
         for (size, zeros), together in alike.items():
             sites = tuple(itertools.chain.from_iterable(its for its, _ in together))
             rows = torch.cat([stack for _, stack in together]) if len(together) > 1 else together[0][1]
-            self._joined_before.append((sites, [size] * len(sites), moments.of_rows(rows, zeros=zeros)))
+            self._joined_before.append((sites, [size] * len(sites), moments.of_rows(rows, zeros=zeros, histogram=self.histogram)))
 
     def add_norms(self, sites: tuple[Site, ...], counts: npt.NDArray[np.float64], norms: Tensor | list[float]) -> None:
         """Takes Euclidean norms that were measured elsewhere, (sites,); nothing else is known about their tensors."""
@@ -163,7 +169,7 @@ class Tape:
         self._folded += other._folded
         self._copied += other._copied
         self._smalls += other._smalls
-        other.__init__()  # type: ignore[misc]  # an empty tape is a new tape
+        other.__init__(other.histogram)  # type: ignore[misc]  # an empty tape is a new tape
 
     def forget(self, tensors: Collection[TensorName]) -> None:
         """Drops all that was measured of these tensors, and the backward passes that were seen."""
@@ -181,16 +187,19 @@ class Tape:
         for notes in self._notes.values():
             noted = list(notes)
             notes[: len(noted)] = [note for note in noted if note[0][0].tensor not in tensors]  # all of a note are of one tensor
-        for index, (folded, rows) in enumerate(self._folded):
+        for index, (folded, rows, counted) in enumerate(self._folded):
             kept = [place for place, site in enumerate(folded) if site.tensor not in tensors]
-            self._folded[index] = [folded[place] for place in kept], rows[kept]
+            self._folded[index] = [folded[place] for place in kept], rows[kept], None if counted is None else counted[kept]
         self.graph_tasks.clear()
 
     def _fold(self) -> None:
         measured = Transfer(self)
         sites, rows = measured.rows()
         place = {site: index for index, site in enumerate(dict.fromkeys(sites))}
-        self._folded = [(list(place), moments.merge_all(rows, (place[site] for site in sites), len(place)))]
+        where = [place[site] for site in sites]
+        counted = measured.octaves()
+        merged = None if counted is None else octaves.added(counted, where, len(place))
+        self._folded = [(list(place), moments.merge_all(rows, where, len(place)), merged)]
         notes: list[tuple[tuple[Site, ...], int, Tensor]] = []
         shares: dict[tuple[Site, int], list[float]] = defaultdict(list)
         for site, column, share in zip(*measured.notes(), strict=True):
@@ -209,7 +218,7 @@ class Tape:
         """Starts the move to the host and empties the tape."""
         taken = object.__new__(Tape)
         vars(taken).update(vars(self))
-        self.__init__()  # type: ignore[misc]  # an empty tape is a new tape; first of all, as other threads go on measuring
+        self.__init__(self.histogram)  # type: ignore[misc]  # an empty tape is a new tape; first of all, as other threads go on measuring
         return Transfer(taken)
 
     @property
@@ -238,7 +247,7 @@ class Transfer:
         self._sums: Sequence[tuple[list[tuple[Site | None, Site]], Tensor]] = ()
         self._norms = tape._norms
         self._numbers = tape._numbers
-        self._folded: Sequence[tuple[list[Site], Array]] = ()
+        self._folded: Sequence[tuple[list[Site], Array, Counts | None]] = ()
         self._tables: Sequence[tuple[Sequence[Site], list[int], Tensor]] = ()
         self._notes: Sequence[tuple[list[Site], npt.NDArray[np.intp], Tensor]] = ()
         self._scalars: Mapping[str, Tensor] = {}
@@ -326,7 +335,7 @@ class Transfer:
             event.synchronize()
         sites: list[Site] = []
         parts: list[Array] = []
-        for folded_sites, folded in self._folded:
+        for folded_sites, folded, _ in self._folded:
             sites += folded_sites
             parts.append(folded)
         if self._tables:
@@ -342,6 +351,20 @@ class Transfer:
                 sites += [site for _, site in known]
                 parts.append(moments.sum_rows(sums.numpy()[[index for index, _ in known]]))
         return sites, np.concatenate(parts) if parts else np.empty((0, len(moments.COLUMNS)), np.float32)
+
+    def octaves(self) -> Counts | None:
+        """How many elements lie in each octave, in the order of ``rows`` and after it; None where nobody has counted.
+
+        Returns:
+            (sites, len(octaves.EXPONENTS)); NaN where it was not counted.
+        """
+        parts = [counts for *_, counts in self._folded if counts is not None]
+        parts += [table.numpy()[:, moments.MOMENTS :] for *_, table in self._tables if table.shape[1] > moments.MOMENTS]
+        if not parts:
+            return None
+        rest = sum(len(norm_sites) for norm_sites, *_ in self._norms)
+        rest += sum(site is not None for pairs, _ in self._sums for pair in pairs for site in pair)
+        return np.concatenate([*parts, np.full((rest, len(octaves.EXPONENTS)), np.nan)])
 
     def notes(self) -> tuple[list[Site], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
         """The shares that were noted: sites, possibly several times, columns and shares. Call it after ``rows``."""
@@ -365,8 +388,8 @@ def _join_parts(measured: list[tuple[Site, int, Pieces | Parts]]) -> None:
 
 
 def _pieces(row: Tensor) -> Pieces:
-    total, norm, low, high, zeros, nonfinite = row.clone().unbind()
-    return total, norm, low, high, zeros, nonfinite
+    known = row.clone()
+    return (*known[: moments.MOMENTS].unbind(), *([known[moments.MOMENTS :]] if len(known) > moments.MOMENTS else []))
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:

@@ -239,7 +239,13 @@ class Processes:
         present = (tables[..., COUNT] != ABSENT).any(axis=0)
         rows = merge(tables, agreement.copied, agreement.sharded, agreement.groups)
         ranks = np.where(agreement.copied, -1, extremes(tables))
-        return replace(record, sites=agreement.chosen(present), rows=rows[present], ranks=ranks[present])
+        histograms = None
+        if record.histograms is not None:  # each process keeps its own: to send them would take five times what rows take
+            known = np.full((len(agreement.sites), record.histograms.shape[1]), np.nan, np.float32)
+            known[agreement.places(record.sites)] = record.histograms
+            histograms = known[present]
+        sites = agreement.chosen(present)
+        return replace(record, sites=sites, rows=rows[present], ranks=ranks[present], histograms=histograms)
 
     def _merge_light(self, record: Record, tables: Array) -> Record:
         """The rows of shards, and of what only some have; what else there is are copies, of which every process has one."""
