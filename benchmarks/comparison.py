@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from benchmarks.networks import TASKS
 from benchmarks.rivals import RIVALS
 from benchmarks.timing import Clock, Times, take_turns
-from benchmarks.tools import ALONE, COPIES, CYCLE, DEFAULT, EVERY_STEP, NAIVE, NORMS, Tool
+from benchmarks.tools import ALONE, COPIES, COUNTED, CYCLE, DEFAULT, EVERY_STEP, NAIVE, NORMS, Tool
 from benchmarks.training import Apart, Start
 
 TARGETS = {"tiny MLP (20 × 32)": (1.08, 1.6), "MLP (8 × 256)": (1.05, 1.35), "CNN": (1.03, 1.25), "GPT (4 × 256)": (1.02, 1.08)}
@@ -148,7 +148,7 @@ def rivals(found: Sequence[Comparison], tools: Sequence[Tool], threads: int, rea
         f"| {' | '.join(['tool', *(comparison.network for comparison in chosen)])} |",
         f"|{'---|' * (len(chosen) + 1)}",
     ]
-    own = [[tool.name, *(f"{comparison.ratio(tool):.2f}" for comparison in chosen)] for tool in (DEFAULT, EVERY_STEP)]
+    own = [[tool.name, *(f"{comparison.ratio(tool):.2f}" for comparison in chosen)] for tool in (DEFAULT, EVERY_STEP, COUNTED)]
     lines += [f"| {' | '.join(cells)} |" for cells in own]
     skipped = []
     for tool in tools:
@@ -164,5 +164,5 @@ def rivals(found: Sequence[Comparison], tools: Sequence[Tool], threads: int, rea
     return "\n".join([*lines, *notes])
 
 
-OWN: tuple[Tool, ...] = (DEFAULT, EVERY_STEP, NORMS, COPIES, NAIVE)
+OWN: tuple[Tool, ...] = (DEFAULT, EVERY_STEP, COUNTED, NORMS, COPIES, NAIVE)
 EVERYTHING: tuple[Tool, ...] = (*OWN, *RIVALS)

@@ -106,7 +106,7 @@ for each package, and at more than 1 for naive hooks.
 - **TensorBoard** gets a histogram of each parameter's gradient.
 - **TorchLens** takes its numbers, and no histograms, of outputs, parameters, gradients and updates, into an event file.
 
-None of them says what is wrong; each shows something that gradwatch does not, histograms or single operations among it.
+None of them says what is wrong; each shows something that gradwatch does not, such as single operations, or histograms by default.
 
 ## Memory
 

@@ -63,9 +63,11 @@ def alone(_task: Task, _optimizer: Optimizer, _directory: str) -> Attached:
     return Attached(_nothing, lambda: None)
 
 
-def watched(task: Task, optimizer: Optimizer, directory: str, *, every: int) -> Attached:
-    """A watch with its default settings but for the cadence, and an event file."""
-    watch = gradwatch.watch(task.model, optimizer, logdir=directory, every=every, on_finding=lambda _finding: None)
+def watched(task: Task, optimizer: Optimizer, directory: str, *, every: int, histograms: bool = False) -> Attached:
+    """A watch with its default settings but for these, and an event file."""
+    watch = gradwatch.watch(
+        task.model, optimizer, logdir=directory, every=every, on_finding=lambda _finding: None, histograms=histograms
+    )
     return Attached(watch.loss, watch.close)
 
 
@@ -116,6 +118,7 @@ def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
 ALONE = Tool("training alone", alone)
 DEFAULT = Tool("gradwatch, default", partial(watched, every=CYCLE), CYCLE)
 EVERY_STEP = Tool("gradwatch, `every=1`", partial(watched, every=1))
+COUNTED = Tool("gradwatch, `every=1`, `histograms=True`", partial(watched, every=1, histograms=True))
 NORMS = Tool("norms of parameter gradients only", norms)
 COPIES = Tool("copies of outputs and their gradients only", copies)
 NAIVE = Tool("naive hooks: mean, std, `abs().max()`, `.item()`", naive)

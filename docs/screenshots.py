@@ -20,7 +20,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import quote
 
+import torch
 from playwright.sync_api import FrameLocator, Locator, Page, sync_playwright
+from torch import nn
+
+import gradwatch
 
 IMAGES = Path(__file__).parent / "images" / "tensorboard"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -40,6 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         logdir = Path(scratch) / "demo"
         subprocess.run([sys.executable, "-m", "gradwatch", "demo", "--logdir", logdir], check=True, stdout=subprocess.DEVNULL)
+        train_counted(logdir / "1" / "histograms")
         with tensorboard(logdir / "1") as url, sync_playwright() as playwright:
             context = playwright.chromium.launch_persistent_context(
                 Path(scratch) / "profile",
@@ -53,6 +58,20 @@ def main() -> None:
     print(f"wrote {', '.join(sorted(path.name for path in IMAGES.glob('*.png')))} to {IMAGES}")
 
 
+def train_counted(logdir: Path) -> None:
+    """Trains a network of sigmoids, with histograms of every tensor."""
+    torch.manual_seed(0)
+    hidden = [module for _ in range(5) for module in (nn.Linear(64, 64), nn.Sigmoid())]
+    model = nn.Sequential(*hidden, nn.Linear(64, 5))
+    optimizer = torch.optim.Adam(model.parameters())
+    x, y = torch.randn(128, 64), torch.arange(128) % 5
+    with gradwatch.watch(model, optimizer, logdir=logdir, every=5, on_finding=lambda _finding: None, histograms=True) as watch:
+        for _ in range(300):
+            optimizer.zero_grad()
+            watch.loss(nn.functional.cross_entropy(model(x), y)).backward()
+            optimizer.step()
+
+
 def take(page: Page, url: str) -> None:
     """Looks at the runs of the demo."""
     frame = show(page, url, run="sigmoid")
@@ -61,6 +80,14 @@ def take(page: Page, url: str) -> None:
     page.screenshot(path=IMAGES / "incidents.png", clip=frame.get_by_test_id("gw-incident").first.bounding_box())
     card(frame, "flow").screenshot(path=IMAGES / "flow.png")
     card(frame, "series").screenshot(path=IMAGES / "layer.png")
+
+    frame = show(page, url, run="histograms", layer="4")
+    counted = frame.locator(".gw-panel").filter(has_text="Magnitudes").all()[:5]
+    counted[-1].scroll_into_view_if_needed()
+    boxes = [box for panel in counted if (box := panel.bounding_box())]
+    left, top = boxes[0]["x"] - 12, boxes[0]["y"] - 12
+    clip = {"x": left, "y": top, "width": boxes[0]["width"] + 24, "height": boxes[-1]["y"] + boxes[-1]["height"] + 2 - top}
+    page.screenshot(path=IMAGES / "histograms.png", clip=clip)
 
     frame = show(page, url, run="sigmoid", compare="relu")
     card(frame, "map").screenshot(path=IMAGES / "compare.png")

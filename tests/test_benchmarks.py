@@ -14,7 +14,7 @@ from benchmarks import comparison, environment, footprint, gpu, growth, networks
 from benchmarks.comparison import Comparison
 from benchmarks.rivals import RIVALS
 from benchmarks.timing import Times, take_turns
-from benchmarks.tools import ALONE, COPIES, DEFAULT, EVERY_STEP, NAIVE, NORMS, Attached, Tool
+from benchmarks.tools import ALONE, COPIES, COUNTED, DEFAULT, EVERY_STEP, NAIVE, NORMS, Attached, Tool
 from benchmarks.training import Apart, Footprint, Here, Step, ToolFailed, Training
 
 SMALL = partial(networks.mlp, 1, 8, batch=4)
@@ -50,7 +50,8 @@ def test_the_deep_network_has_as_many_modules_as_it_says_and_its_gradient_arrive
 
 
 @pytest.mark.parametrize(
-    "tool", [ALONE, DEFAULT, EVERY_STEP, NORMS, COPIES, NAIVE, *(tool for tool in RIVALS if tool.packages == ("tensorboard",))]
+    "tool",
+    [ALONE, DEFAULT, EVERY_STEP, COUNTED, NORMS, COPIES, NAIVE, *(tool for tool in RIVALS if tool.packages == ("tensorboard",))],
 )
 def test_no_tool_changes_the_training(tool):
     trained = []
@@ -60,7 +61,7 @@ def test_no_tool_changes_the_training(tool):
         left = training.close()
         trained.append([parameter.detach().clone() for parameter in training.task.model.parameters()])
         assert left.steps == 12
-    assert (left.written > 0) == (tool in (DEFAULT, EVERY_STEP, *RIVALS))
+    assert (left.written > 0) == (tool in (DEFAULT, EVERY_STEP, COUNTED, *RIVALS))
     assert all(map(torch.equal, *trained))
 
 
@@ -88,20 +89,22 @@ def test_a_step_takes_the_mean_over_places_of_the_medians_over_cycles():
 
 
 def compared(alone, again, **others):
-    named = {"default": DEFAULT, "full": EVERY_STEP, "norms": NORMS, "copies": COPIES, "naive": NAIVE}
+    named = {"default": DEFAULT, "full": EVERY_STEP, "counted": COUNTED, "norms": NORMS, "copies": COPIES, "naive": NAIVE}
     times = {named[name].name: Times(steps(*[wall] * 10)) for name, wall in others.items()}
     return Comparison("MLP (8 × 256)", 1, Times(steps(*[alone] * 10)), Times(steps(*[again] * 10)), times)
 
 
 def test_ratios_and_factors_are_told_with_the_noise():
-    found = compared(1.0, 1.0, default=1.04, full=1.5, norms=1.01, copies=1.2, naive=6.0)
+    found = compared(1.0, 1.0, default=1.04, full=1.5, counted=1.75, norms=1.01, copies=1.2, naive=6.0)
     (row,) = (line for line in comparison.ratios([found]).splitlines() if line.startswith("| MLP"))
     assert row.startswith(
         "| MLP (8 × 256) | 1 | 1000.00 ms | ± 0.000 | 1.040 (1.000) | 1.05 (reached) | 1.500 (1.000) | 1.35 (not "
     )
     assert row.endswith("| 1.010 | 1.200 |")
     assert found.factor(NAIVE) == "10.0"
-    assert "× 10.0" in comparison.rivals([found], [NAIVE], 1, {})
+    table = comparison.rivals([found], [NAIVE], 1, {})
+    assert "× 10.0" in table
+    assert "`histograms=True` | 1.75 |" in table
     noisy = compared(0.9, 1.1, default=1.04, full=1.05, norms=1.0, copies=1.0, naive=2.0)
     assert noisy.noise == pytest.approx(0.1)
     assert "1.05 (not reached)" in comparison.ratios([noisy])  # 1.04, but give or take 0.1
@@ -133,7 +136,9 @@ def test_tools_take_turns_and_one_that_fails_is_left_out_with_its_reason():
     assert default.left.written > 0
     assert missing.reason == "ImportError: No module named 'telescope'"
     assert failed.reason == "RuntimeError: full"
-    found = Comparison("CNN", 1, alone, alone, {DEFAULT.name: default, EVERY_STEP.name: default, "telescope": missing})
+    found = Comparison(
+        "CNN", 1, alone, alone, dict.fromkeys((DEFAULT.name, EVERY_STEP.name, COUNTED.name), default) | {"telescope": missing}
+    )
     table = comparison.rivals([found], [tools[2]], 1, {})
     assert "| telescope | – |" in table
     assert "Not measured: telescope on CNN: ImportError: No module named 'telescope'." in table

@@ -8,6 +8,7 @@ import numpy as np
 
 from gradwatch import moments
 from gradwatch.history import History
+from gradwatch.octaves import EXPONENTS
 from gradwatch.records import Record, Site
 from gradwatch.statistics import Values
 from gradwatch.tensorboard_plugin.recorded import Array, Block, Run, Steps, spread
@@ -52,6 +53,13 @@ class HistoryBlock(Block):
         """Steps, (some,), and (some, sites)."""
         chosen = spread(len(self._records))
         return self.steps[chosen], self._column(name, [self._records[index] for index in chosen])
+
+    def histograms(self, places: Sequence[int]) -> tuple[Steps, Array]:
+        """Steps, (some,), and (some, len(places), octaves)."""
+        counted = [(record.step, record.histograms[list(places)]) for record in self._records if record.histograms is not None]
+        chosen = [counted[index] for index in spread(len(counted))]
+        counts = np.array([counts for _, counts in chosen], np.float32).reshape(len(chosen), len(places), len(EXPONENTS))
+        return np.array([step for step, _ in chosen], np.int64), counts
 
     def about(self, name: str) -> Values:
         """(records,)."""

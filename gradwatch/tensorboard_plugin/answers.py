@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from gradwatch import codec
 from gradwatch.incidents import group, lasts
-from gradwatch.records import Finding
+from gradwatch.octaves import EXPONENTS
+from gradwatch.records import TENSORS, Finding
 from gradwatch.statistics import Values
 from gradwatch.tensorboard_plugin import cells, pooling, shown
 from gradwatch.tensorboard_plugin.pooling import Part
@@ -88,7 +89,7 @@ def grid(run: Run, entry: Shown, *, first: int | None, last: int | None, width: 
 
 
 def series(run: Run, layer: Layer) -> dict[str, Any]:
-    """Every curve of a layer and of its parameters, and the newest number of each statistic."""
+    """Every curve of a layer and of its parameters, the newest number of each statistic, and histograms."""
     curves, latest = [], {}
     for entry in measured(run, FIRST):
         stand_in = pooling.stand_in(run, entry, layer)
@@ -101,7 +102,26 @@ def series(run: Run, layer: Layer) -> dict[str, Any]:
                 curves.append(about | {"unit": entry.unit, "scale": entry.scale, "steps": pooled.steps.tolist()} | curve)
                 if name == stand_in:
                     latest[entry.id] = _newest(parts, entry, 1)[0]
-    return {"name": layer.name, "type": layer.type, "series": curves, "latest": latest}
+    return {"name": layer.name, "type": layer.type, "series": curves, "latest": latest, "histograms": _histograms(run, layer)}
+
+
+def _histograms(run: Run, layer: Layer) -> list[dict[str, Any]]:
+    """Of each tensor of a layer: steps, the first exponent of those in use, and shares of non-zero elements by octave."""
+    told = []
+    names = {layer.name, *layer.parameters}
+    for block in run.blocks:
+        places = [place for place, site in enumerate(block.sites) if site.layer in names]
+        steps, counts = block.histograms(places)
+        for place, of_site in zip(places, counts.transpose(1, 0, 2), strict=True):
+            used = np.flatnonzero(np.nan_to_num(of_site).any(axis=0))
+            if not len(used):
+                continue
+            seen = np.nan_to_num(of_site).any(axis=1)
+            shares = of_site[seen] / of_site[seen].sum(axis=1, keepdims=True)
+            about = {"tensor": block.sites[place].tensor, "name": block.sites[place].layer, "first": EXPONENTS[used[0]]}
+            cropped = np.round(shares[:, used[0] : used[-1] + 1].astype(np.float64), 4).tolist()
+            told.append(about | {"steps": steps[seen].tolist(), "shares": cropped})
+    return sorted(told, key=lambda one: TENSORS.index(one["tensor"]))
 
 
 def table(run: Run) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradwatch.codec import FINDINGS_TAG, PLUGIN, ROOT, STEP, VERSION
+from gradwatch.codec import FINDINGS_TAG, HISTOGRAMS, PLUGIN, ROOT, STEP, VERSION
+from gradwatch.octaves import EXPONENTS
 from gradwatch.statistics import Values
-from gradwatch.tensorboard_plugin.recorded import Array, Block, Run, Steps, spread
+from gradwatch.tensorboard_plugin.recorded import SAMPLE, Array, Block, Run, Steps, spread
 from gradwatch.tensorboard_plugin.written import Written, findings_of, keep, sites_of
 
 MESSAGE = 128 * 2**20
@@ -163,7 +164,11 @@ class Reader:
                     f"tensorboard --samples_per_plugin {PLUGIN}=0 keeps all"
                 )
             written.append(Written(root, sites, good))
-        blocks = tuple(_Block(self, scope, name, of, kept, notes) for of, kept in zip(written, keep(written), strict=True) if kept)
+        blocks = tuple(
+            _Block(self, scope, name, of, kept, notes, counted=f"{of.root}/{HISTOGRAMS}" in parsed)
+            for of, kept in zip(written, keep(written), strict=True)
+            if kept
+        )
         return Run(blocks, findings_of(small.get(FINDINGS_TAG, ()), written, notes), notes)
 
     def column(self, block: _Block, name: str, samples: int) -> _Column:
@@ -198,7 +203,9 @@ class _Columns:
 class _Block(Block):
     """Records of a run that share their sites."""
 
-    def __init__(self, reader: Reader, scope: Scope, run: str, of: Written, kept: Sequence[int], notes: list[str]) -> None:
+    def __init__(
+        self, reader: Reader, scope: Scope, run: str, of: Written, kept: Sequence[int], notes: list[str], *, counted: bool
+    ) -> None:
         about = [of.data[index] for index in kept]
         super().__init__(of.sites, np.array([datum.step for datum in about], np.int64))
         self._reader, self._scope, self._run, self._root, self._notes = reader, scope, run, of.root, notes
@@ -207,6 +214,7 @@ class _Block(Block):
             told = datum.numpy[: len(STEP)]
             self._about[index, : len(told)] = told
         self._written = len(of.data)
+        self._counted = counted  # whether there are histograms
         self._position = {(datum.step, datum.wall_time): index for index, datum in enumerate(about)}
 
     def about(self, name: str) -> Values:
@@ -230,6 +238,15 @@ class _Block(Block):
         values = np.full((len(base.index), len(self.sites)), np.nan, np.float32)
         values[np.isin(base.index, part.index)] = part.values[np.isin(part.index, base.index)]
         return self.steps[base.index], values
+
+    def histograms(self, places: Sequence[int]) -> tuple[Steps, Array]:
+        tag, size = f"{self._root}/{HISTOGRAMS}", len(self.sites) * len(EXPONENTS)
+        samples = min(SAMPLE, max(1, MESSAGE // (4 * size)))
+        data = self._reader.fetch(self._scope, self._run, [tag], samples).get(tag, ()) if self._counted else ()
+        sound = [datum for datum in data if datum.numpy.shape == (size,) and datum.numpy.dtype.kind == "f"]
+        found = {self._position[key]: datum for datum in sound if (key := (datum.step, datum.wall_time)) in self._position}
+        tables = [found[at].numpy.reshape(len(self.sites), -1)[list(places)] for at in sorted(found)]
+        return self.steps[sorted(found)], np.array(tables, np.float32).reshape(len(tables), len(places), len(EXPONENTS))
 
     def read(self, name: str, samples: int) -> _Column:
         """What TensorBoard has of a column."""

@@ -51,6 +51,17 @@ class Block(ABC):
         """Some records, with the last one: their steps, (some,), and their column, (some, sites). Cheap also in a large run."""
 
     @abstractmethod
+    def histograms(self, places: Sequence[int]) -> tuple[Steps, Array]:
+        """Some records, and elements in each octave of ``octaves.EXPONENTS`` of some sites.
+
+        Args:
+            places: Positions of the sites.
+
+        Returns:
+            Steps, (some,), and counts, (some, len(places), octaves); empty where no record holds any.
+        """
+
+    @abstractmethod
     def about(self, name: str) -> Values:
         """One of ``codec.STEP``, (records,)."""
 

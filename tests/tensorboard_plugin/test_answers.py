@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from recorded_runs import SICK, STEPS, finding, healthy, history, hostile, record, sick, sites
 
+from gradwatch.octaves import EXPONENTS
 from gradwatch.records import Site
 from gradwatch.report.recorded import of_history
 from gradwatch.tensorboard_plugin import answers, cells
@@ -227,3 +228,16 @@ def test_names_are_told_as_they_are():
     run = of_history(hostile())
     assert json.loads(json.dumps(answers.layout(run)))["layers"][0]["name"] == "<img src=x onerror=alert(1)>"
     assert set(answers.table(run)["rows"][0]["last"]) <= {entry.id for entry in FIRST}
+
+
+def test_histograms_are_told_as_shares_of_the_octaves_in_use():
+    of = sites(["fc"])
+    counts = np.zeros((len(of), len(EXPONENTS)), np.float32)
+    counts[:, EXPONENTS.index(-3) : EXPONENTS.index(0)] = 6, 0, 2
+    counts[1] = np.nan  # dL/da was not counted
+    counted = [record(step, of, histograms=counts * (step != 10)) for step in (0, 10, 20)]  # all of step 10 is zero
+    run = of_history(history([*counted, record(30, of)]))
+    told = answers.series(run, run.layers[0])["histograms"]
+    assert [one["tensor"] for one in told][:2] == ["activation", "input_grad"]
+    assert told[0] == {"tensor": "activation", "name": "fc", "first": -3, "steps": [0, 20], "shares": [[0.75, 0, 0.25]] * 2}
+    assert answers.series(of_history(history([record(0, of)])), run.layers[0])["histograms"] == []

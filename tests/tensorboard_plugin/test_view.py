@@ -104,6 +104,24 @@ def test_a_layer_is_seen_over_the_steps_with_its_figures_at_the_step(page):
     assert re.search(r"update ratio weight\s+0 \(exactly\)", told)
 
 
+def test_the_histograms_of_a_layer_lie_below_its_curves(page):
+    shares = [[0.1, 0.6, 0.3], [0.0, 0.5, 0.5]]
+    of = {"tensor": "parameter_grad", "name": "fc.weight", "first": -20, "steps": [0, 2], "shares": shares}
+    values = {"gradient": {"fc": [1e-3, 2e-3, 3e-3]}, "activation": {"fc": [0.5, 0.6, 0.7]}}
+    one = run("one", values) | {"histograms": [of]}
+    view = Shown(page, [one], state="layer=fc&step=1")
+    told = view.by("gw-series").inner_text()
+    assert re.search(r"Magnitudes in dL/d weight\s+bright is up to 60 % of the elements that are not zero", told)
+    canvas = view.by("gw-series").locator("canvas").last
+    assert "Magnitudes in dL/d weight of fc over steps 0–2" in canvas.get_attribute("aria-label")
+    colors = canvas.evaluate("""canvas => {
+        const { width, height } = canvas;
+        const data = canvas.getContext("2d").getImageData(Math.round(width / 3), 0, 1, height).data;
+        return new Set(Array.from({ length: height }, (_, y) => data.slice(4 * y, 4 * y + 4).join())).size;
+    }""")
+    assert colors >= 4  # the ground, and an octave each
+
+
 def test_the_table_of_layers_sorts_and_leads_to_a_layer(page):
     view = Shown(page, [SPECIAL])
     rows = view.by("gw-layer-row")

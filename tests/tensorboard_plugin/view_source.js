@@ -69,7 +69,7 @@ function seriesOf(run, layer) {
           ...curve(run.values[one.id].steps, run.values[one.id].values[row]),
         };
       });
-  return { name: layer, type: run.layout.layers[row].type, series: curves, latest: {} };
+  return { name: layer, type: run.layout.layers[row].type, series: curves, latest: {}, histograms: run.histograms ?? [] };
 }
 
 const answers = {

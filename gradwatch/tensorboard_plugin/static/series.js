@@ -3,9 +3,11 @@ import { Axis, drawLine } from "./chart.js";
 import { lineColors } from "./colors.js";
 import { context, el, put, shown } from "./dom.js";
 import { FLAG, cellText, span } from "./format.js";
+import { drawDistribution } from "./distribution.js";
 import { badge } from "./markers.js";
 
 const HEIGHT = 92;
+const HEIGHT_OF_HISTOGRAM = 64;
 const LEFT = 52;
 
 // `telling`: lines that were zero throughout are left out.
@@ -31,6 +33,15 @@ function label(one, layer) {
   if (one.tensor === "parameter_grad" && one.statistic === "rms") return `dL/d ${parameter}`;
   const what = one.statistic === "rms" ? (LABELS[one.tensor] ?? one.tensor) : (one.id ?? one.statistic).replaceAll("_", " ");
   return one.name && one.name !== layer ? `${what} ${parameter}`.trim() : what;
+}
+
+/** The title of a histogram. */
+function distributed(one, layer) {
+  return `Magnitudes in ${label({ ...one, statistic: "rms" }, layer)}`;
+}
+
+function percent({ shares }) {
+  return `${Math.round(100 * Math.max(...shares.flat()))} %`;
 }
 
 export class Series {
@@ -73,6 +84,13 @@ export class Series {
       canvas.addEventListener("pointerdown", (event) => this.#pick(event));
       this.panels.push(panel);
     }
+    for (const one of series.histograms ?? []) {
+      const canvas = el("canvas", { class: "gw-chart", role: "img" });
+      const chips = el("span", { class: "gw-chips" }, el("span", { class: "gw-chip", text: `bright is up to ${percent(one)} of the elements that are not zero` }));
+      canvas.addEventListener("pointermove", (event) => this.#hover(event));
+      canvas.addEventListener("pointerdown", (event) => this.#pick(event));
+      this.panels.push({ title: distributed(one, series.name), histogram: one, lines: [], canvas, chips });
+    }
     const blocks = this.panels.map((panel) =>
       el(
         "div",
@@ -88,15 +106,31 @@ export class Series {
   #draw(panel, width, last) {
     const { model } = this;
     const { ink, theme } = model;
-    const height = HEIGHT + (last ? 20 : 0);
-    const ctx = context(panel.canvas, width, height);
+    const body = panel.histogram ? HEIGHT_OF_HISTOGRAM : HEIGHT;
+    const ctx = context(panel.canvas, width, body + (last ? 20 : 0));
     const steps = model.stepsOver(width - LEFT - 8);
     ctx.font = `11px ${ink.font}`;
+    if (last) steps.draw(ctx, LEFT, body, ink);
+    if (panel.histogram) drawDistribution(ctx, panel.histogram, steps, { left: LEFT, right: width - 8, bottom: body - 2 }, model);
+    else this.#drawLines(ctx, panel, steps, width);
+    if (panel === this.panels[0]) this.#marks(ctx, steps);
+    if (model.step >= steps.from && model.step <= steps.to) {
+      ctx.fillStyle = ink.accent;
+      ctx.fillRect(LEFT + steps.center(model.step) - 0.75, 0, 1.5, body);
+    }
+    const figures = [...panel.chips.children].map((chip) => chip.textContent).join(", ");
+    const said = `${panel.title} of ${shown(model.layer)} over ${span(steps.from, steps.to)}: ${figures}`;
+    panel.canvas.setAttribute("aria-label", said);
+    this.steps = steps;
+  }
+
+  #drawLines(ctx, panel, steps, width) {
+    const { model } = this;
+    const { ink, theme } = model;
     const seen = panel.lines.map((one) => within(one, steps));
     const finite = seen.flatMap((points) => points.filter(({ flag }) => flag === FLAG.value).map(({ value }) => value));
     const axis = new Axis(panel.kind, finite, 0, HEIGHT - 2);
     axis.draw(ctx, LEFT, width - 8, ink);
-    if (last) steps.draw(ctx, LEFT, HEIGHT, ink);
     const colors = lineColors(theme);
     seen.forEach((points, index) => {
       const drawn = points.map(({ step, value, flag }) => ({
@@ -106,20 +140,11 @@ export class Series {
       }));
       drawLine(ctx, drawn, colors[index % colors.length], theme, { dots: points.length <= 40 });
     });
-    if (panel === this.panels[0]) this.#marks(ctx, steps);
-    if (model.step >= steps.from && model.step <= steps.to) {
-      ctx.fillStyle = ink.accent;
-      ctx.fillRect(LEFT + steps.center(model.step) - 0.75, 0, 1.5, HEIGHT);
-    }
     panel.lines.forEach((one, index) => {
       const at = newest(one, model.step);
       panel.swatches[index].style.background = colors[index % colors.length];
       put(panel.values[index], at < 0 ? "–" : cellText(one.values[at] ?? NaN, one.flags[at], one.scale));
     });
-    const figures = [...panel.chips.children].map((chip) => chip.textContent).join(", ");
-    const said = `${panel.title} of ${shown(model.layer)} over ${span(steps.from, steps.to)}: ${figures}`;
-    panel.canvas.setAttribute("aria-label", said);
-    this.steps = steps;
   }
 
   #marks(ctx, steps) {
