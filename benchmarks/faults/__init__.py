@@ -6,7 +6,7 @@
 
 See ``core`` for the interface, ``score`` for scoring a monitor's
 findings and ``python -m benchmarks.faults --list`` for what there is.  ``dev`` is what
-thresholds were set on, ``more`` and ``blind`` measure.
+thresholds were set on, ``more``, ``blind`` and ``fresh`` measure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _load() -> None:
     global _loaded
     if _loaded:
         return
-    for part in ("dev", "more", "blind"):
+    for part in ("dev", "more", "blind", "fresh"):
         if importlib.util.find_spec(f"{__name__}.{part}") is None:
             continue
         pkg = importlib.import_module(f"{__name__}.{part}")

@@ -14,7 +14,7 @@ from . import KINDS, cases, get
 def main() -> None:
     ap = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
     ap.add_argument("--list", action="store_true", help="list the cases")
-    ap.add_argument("--split", choices=("dev", "more", "blind"))
+    ap.add_argument("--split", choices=("dev", "more", "blind", "fresh"))
     ap.add_argument("--run", metavar="NAME", help="run one case (NAME~fixed for its repaired twin) and print its losses")
     ap.add_argument("--seed", type=int, default=0)
     ap.add_argument("--verify", metavar="OUT", help="check every label with the independent probe, write OUT (JSON)")

@@ -113,7 +113,7 @@ class Case:
 
     name: str
     kind: str  # the primary kind of fault, or "healthy"
-    split: str  # "dev", "more" or "blind"
+    split: str  # "dev", "more", "blind" or "fresh"
     source: str  # citation of where the fault or the recipe comes from
     make: Callable[..., Built] = field(repr=False)  # make(fixed: bool)
     must: tuple[Need, ...] = ()
