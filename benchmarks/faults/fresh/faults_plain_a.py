@@ -93,7 +93,9 @@ def prior_bias_in_percent(fixed: bool = False) -> Built:
     """A bias of 37: the sigmoid is 1 to the last bit, its slope exactly 0, BCELoss stays at 37."""
     x, y = data.sk_breast_cancer()
     y = (1 - y.float()).unsqueeze(1)
-    model = named(fc1=nn.Linear(30, 24), act=nn.Tanh(), fc2=nn.Linear(24, 16), act2=nn.Tanh(), out=nn.Linear(16, 1), prob=nn.Sigmoid())
+    model = named(
+        fc1=nn.Linear(30, 24), act=nn.Tanh(), fc2=nn.Linear(24, 16), act2=nn.Tanh(), out=nn.Linear(16, 1), prob=nn.Sigmoid()
+    )
     nn.init.constant_(model.out.bias, -0.53 if fixed else 37.0)
     opt = torch.optim.Adam(model.parameters(), lr=5e-3)
     return Built(model, opt, nn.BCELoss(), data.minibatches(data.standardise(x), y, 50, 120))
@@ -156,6 +158,8 @@ def pruning_removes_every_weight(fixed: bool = False) -> Built:
 def rand_for_randn(fixed: bool = False) -> Built:
     """All weights positive, mean 0.5: every layer multiplies the common mode by 16, all units say the same."""
     x, y = data.sk_digits()
-    model = init_linear(MLP(64, 32, 4, 10), (lambda w: w.data.normal_(std=w.shape[1] ** -0.5)) if fixed else (lambda w: w.data.uniform_()))
+    model = init_linear(
+        MLP(64, 32, 4, 10), (lambda w: w.data.normal_(std=w.shape[1] ** -0.5)) if fixed else (lambda w: w.data.uniform_())
+    )
     opt = torch.optim.SGD(model.parameters(), lr=0.05 if fixed else 0.005, momentum=0.9)
     return Built(model, opt, CE, data.minibatches(x / 16, y, 64, 160))

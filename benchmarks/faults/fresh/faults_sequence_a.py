@@ -35,12 +35,12 @@ class Stack(nn.Module):
     "vanishing_gradient",
     "attention without shortcuts loses rank doubly exponentially with depth (Dong et al. 2021)",
     must=[need("vanishing_gradient|bad_scale|loss_stagnant", "*", by=110)],
-    may="vanishing_gradient bad_scale loss_stagnant update_ratio",
+    may="vanishing_gradient bad_scale loss_stagnant update_ratio not_updated",
 )
 def attention_without_shortcuts(fixed: bool = False) -> Built:
     """Six layers of averaging: all tokens become one, and queries and keys get gradients of 1e-10."""
     model = Stack(8, 8, 24, 6, fixed)
-    return Built(model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), CE, data.recall_last(8, 32, 8, 130))
+    return Built(model, torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), CE, data.recall_last(8, 32, 8, 130))
 
 
 class Cell(nn.Module):
@@ -241,7 +241,7 @@ def raw_position_added(fixed: bool = False) -> Built:
         t = torch.randint(10, (24, 48), generator=g)
         batches.append((t, ((t < 3).sum(1) > 14).long()))
     model = Positioned(1 / 48 if fixed else 1.0)
-    return Built(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), CE, batches)
+    return Built(model, torch.optim.Adam(model.parameters(), lr=5e-3), CE, batches)
 
 
 def cleared_every(n: int):
@@ -269,7 +269,7 @@ def cleared_every(n: int):
 def cleared_once_an_epoch(fixed: bool = False) -> Built:
     """A language model whose gradients pile up for 50 batches, then are cleared, and again."""
     model = gpt_init(TinyLM(16, 24, 1, 2, 10), 0.08)
-    return Built(model, torch.optim.SGD(model.parameters(), lr=0.3 if fixed else 0.02), lm_loss, data.markov_text(16, 16, 10, 150))
+    return Built(model, torch.optim.SGD(model.parameters(), lr=0.15 if fixed else 0.02), lm_loss, data.markov_text(16, 16, 10, 150))
 
 
 class PostNorm(nn.Module):
@@ -295,7 +295,7 @@ class PostNorm(nn.Module):
     "bad_scale",
     "norm gains read in as 1e-4 (a checkpoint with another convention: 1 + gain, as in Gemma)",
     must=[need("bad_scale|vanishing_gradient", "blocks.* tok", by=30)],
-    may="bad_scale vanishing_gradient loss_stagnant update_ratio exploding_gradient",
+    may="bad_scale vanishing_gradient loss_stagnant update_ratio exploding_gradient not_updated loss_unstable",
 )
 def norm_gains_of_1e_4(fixed: bool = False) -> Built:
     """Gains of 1e-4 behind each block: what a block hands on is 1e-4 in size, and the next one's norm is steep there."""

@@ -36,7 +36,7 @@ def separable(blocks: int, c: int, mode: str) -> nn.Sequential:
     "bad_scale",
     "kaiming_normal_(mode='fan_out') on depthwise convolutions: fan_out ignores groups (pytorch#23854)",
     must=[need("bad_scale|vanishing_gradient|loss_stagnant", "*", by=80)],
-    may="bad_scale vanishing_gradient loss_stagnant update_ratio",
+    may="bad_scale vanishing_gradient loss_stagnant update_ratio not_updated",
     loss_ratio=0.85,
 )
 def depthwise_fan_out(fixed: bool = False) -> Built:
@@ -117,7 +117,7 @@ def clamped_output_byte_targets(fixed: bool = False) -> Built:
     "loss_stagnant",
     "ToTensor() scales to [0, 1] and the code divides by 255 again, twice (forum staple)",
     must=[need("loss_stagnant|bad_scale|vanishing_gradient", "*", by=110)],
-    may="loss_stagnant bad_scale vanishing_gradient update_ratio",
+    may="loss_stagnant bad_scale vanishing_gradient update_ratio not_updated",
     tags=frozenset({"data"}),
 )
 def divided_by_255_twice(fixed: bool = False) -> Built:
