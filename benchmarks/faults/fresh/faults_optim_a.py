@@ -288,7 +288,7 @@ def average_cleared_instead(fixed: bool = False) -> Built:
     may="loss_stagnant loss_unstable update_ratio bad_scale exploding_gradient saturated dead_units",
 )
 def rprop_on_batches_of_four(fixed: bool = False) -> Built:
-    """Signs of noisy gradients grow and shrink the steps at random: the loss wanders around, and above, its start."""
+    """The signs of noisy gradients keep changing: every step shrinks until nothing moves, and the loss stays where it started."""
     x, y = data.smooth_regression(seed=7)
     model = MLP(8, 40, 2, 1, act=nn.LeakyReLU)
     opt = torch.optim.Rprop(model.parameters(), lr=0.01)
