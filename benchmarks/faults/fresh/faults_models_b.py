@@ -10,7 +10,6 @@ from .. import data
 from ..core import Built, faulty, need
 from ..more._loops import own_loss, shapes
 from ..more._programs import named, teacher
-from ..nets import MLP
 
 CE = nn.CrossEntropyLoss()
 
@@ -249,7 +248,9 @@ def every_token_out_of_vocabulary(fixed: bool = False) -> Built:
     for _ in range(160):
         y = torch.randint(3, (48,), generator=g)
         t = torch.randint(60, (48, 12), generator=g)
-        own = torch.stack([(topic == c).nonzero().squeeze(1)[torch.randint(int((topic == c).sum()), (12,), generator=g)] for c in y])
+        own = torch.stack(
+            [(topic == c).nonzero().squeeze(1)[torch.randint(int((topic == c).sum()), (12,), generator=g)] for c in y]
+        )
         t = torch.where(torch.rand(48, 12, generator=g) < 0.3, own, t)
         batches.append((t if fixed else (t + 5000).clamp(max=59), y))
     model = Bag(60)

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from .. import data
 from ..core import Built, healthy
-from ..more._loops import accuracy, own_loss
-from ..more._programs import named, teacher
+from ..more._programs import named
 from ..nets import MLP, he, init_linear
 
 CE = nn.CrossEntropyLoss()
@@ -172,7 +171,9 @@ def in_turn(model, opt, loss_fn, batches, on_step) -> None:
         on_step(step, loss.item())
 
 
-@healthy("fresh", "block coordinate descent: alternating users and items (as in ALS, Hu et al. 2008)", train=in_turn, loss_ratio=0.5)
+@healthy(
+    "fresh", "block coordinate descent: alternating users and items (as in ALS, Hu et al. 2008)", train=in_turn, loss_ratio=0.5
+)
 def alternating_factors() -> Built:
     """Ten steps for the users, ten for the items: the side that rests has gradients that nobody uses just then."""
     g = data.gen(274)
@@ -189,7 +190,9 @@ class StochasticDepth(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Linear(64, 48)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 48), nn.GELU(), nn.Linear(48, 48)) for _ in range(6))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 48), nn.GELU(), nn.Linear(48, 48)) for _ in range(6)
+        )
         self.head = nn.Linear(48, 10)
         self.g = data.gen(275)
 

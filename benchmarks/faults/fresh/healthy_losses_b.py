@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .. import data
 from ..core import Built, healthy
 from ..more._loops import accuracy, own_loss
-from ..more._programs import named, teacher, waves
+from ..more._programs import named, waves
 from ..nets import MLP, he, init_linear
 
 CE = nn.CrossEntropyLoss()
@@ -39,7 +39,11 @@ def focal_loss_with_prior() -> Built:
     return Built(model, torch.optim.Adam(model.parameters(), lr=5e-3), focal, batches)
 
 
-@healthy("fresh", "Szegedy et al. 2016 (label smoothing 0.3) with mixup (Zhang et al. 2018): the floor of the loss is high", loss_ratio=0.9)
+@healthy(
+    "fresh",
+    "Szegedy et al. 2016 (label smoothing 0.3) with mixup (Zhang et al. 2018): the floor of the loss is high",
+    loss_ratio=0.9,
+)
 def smoothed_and_mixed_labels() -> Built:
     """The loss levels off near 1.6 of 2.3, as it must: targets are blends of two classes and noise."""
     x, y = data.glyphs()
@@ -137,7 +141,7 @@ def hinge(z: Tensor, y: Tensor) -> Tensor:
 def hinge_that_is_satisfied() -> Built:
     """Late in the run most samples have no gradient at all and some batches lose next to nothing."""
     x, y = data.blobs(n=900, d=6, classes=6, spread=3.0)
-    model = init_linear(MLP(10, 32, 1, 6, act=nn.ReLU), he)
+    model = init_linear(MLP(6, 32, 1, 6, act=nn.ReLU), he)
     return Built(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.8), hinge, data.minibatches(x / 3, y, 32, 180))
 
 
@@ -149,7 +153,7 @@ def hardest(z: Tensor, y: Tensor) -> Tensor:
     "fresh",
     "Shrivastava et al. 2016 (online hard example mining)",
     loss_ratio=None,
-    progress=("accuracy", lambda m: accuracy(lambda n, x: n(x), *waves())(m), "up"),
+    progress=("accuracy", accuracy(lambda m, x: m(x), *waves()), "up"),
 )
 def hardest_quarter_only() -> Built:
     """Only the worst 12 of 48 samples count: the reported loss is that of the worst and falls slowly."""

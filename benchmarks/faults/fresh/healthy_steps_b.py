@@ -48,7 +48,7 @@ def scaler_finds_its_scale() -> Built:
     "fresh",
     "Bengio et al. 2009 (curriculum): classes are added in four stages",
     loss_ratio=None,
-    progress=("accuracy", lambda m: accuracy(lambda n, x: n(x), *data.glyphs())(m), "up"),
+    progress=("accuracy", accuracy(lambda m, x: m(x), *data.glyphs()), "up"),
 )
 def classes_added_in_stages() -> Built:
     """2, then 4, 7 and 10 classes: the loss jumps up at each stage; rows of classes to come are only pushed away till then."""
@@ -137,7 +137,7 @@ def clip_learnt_temperature() -> Built:
     "fresh",
     "Poisson regression of counts from 0 to some hundreds, with exposures",
     loss_ratio=None,
-    progress=("mean deviation of the log rate", lambda m: _rate_error(m), "down"),
+    progress=("mean deviation of the log rate", lambda m: float(_rate_error(m)), "down"),
 )
 def counts_with_exposures() -> Built:
     """The loss (without its constant) is about -500 and gradients are hundreds: their size is that of the counts."""
@@ -180,7 +180,9 @@ class Bayesian(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         std = F.softplus(self.rho)
-        return F.linear(x, self.mean, self.bias) + F.linear(x**2, std**2).clamp(min=1e-9).sqrt() * torch.randn(len(x), len(self.mean))
+        return F.linear(x, self.mean, self.bias) + F.linear(x**2, std**2).clamp(min=1e-9).sqrt() * torch.randn(
+            len(x), len(self.mean)
+        )
 
     def divergence(self) -> Tensor:
         std = F.softplus(self.rho)
@@ -192,7 +194,12 @@ def variational(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y, reduction="sum") + kl * len(x) / 1000
 
 
-@healthy("fresh", "Blundell et al. 2015; Kingma et al. 2015 (Bayes by backprop, local reparameterisation)", train=own_loss(), loss_ratio=0.85)
+@healthy(
+    "fresh",
+    "Blundell et al. 2015; Kingma et al. 2015 (Bayes by backprop, local reparameterisation)",
+    train=own_loss(),
+    loss_ratio=0.85,
+)
 def bayesian_layers() -> Built:
     """Most of the loss is the divergence of 4000 weights from their prior and falls slowly; spreads start at 0.02."""
     x, y = data.flat_glyphs()
