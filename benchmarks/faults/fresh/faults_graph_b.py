@@ -162,7 +162,7 @@ class Momentum(nn.Module):
     "zero_gradient",
     "the classifier is fed by the frozen copy of the encoder (momentum-encoder mix-up)",
     must=[need("zero_gradient|not_updated", "online online.*", by=15)],
-    may="zero_gradient not_updated dead_units",
+    may="zero_gradient not_updated dead_units loss_stagnant",
 )
 def classifier_on_the_frozen_copy(fixed: bool = False) -> Built:
     """`self.slow(x)` for `self.online(x)`: the encoder that should train is not in the graph, the loss falls a little."""

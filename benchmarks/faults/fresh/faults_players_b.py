@@ -126,7 +126,9 @@ class Critics(nn.Module):
     def __init__(self):
         super().__init__()
         self.G = nn.Sequential(nn.Linear(3, 32), nn.ELU(), nn.Linear(32, 2))
-        self.C = nn.Sequential(nn.Linear(2, 48), nn.LeakyReLU(0.2), nn.Linear(48, 48), nn.LeakyReLU(0.2), nn.Linear(48, 1))
+        self.C = nn.Sequential(
+            nn.Linear(2, 48), nn.LeakyReLU(0.2), nn.Linear(48, 48), nn.LeakyReLU(0.2), nn.Linear(48, 1, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.C(x)

@@ -284,8 +284,8 @@ def free_adversarial(model, opt, loss_fn, batches, on_step) -> None:
         loss = loss_fn(model(near), y)
         loss.backward()
         opt.step()
-        opt.zero_grad()
         on_step(step, loss.item())
+        opt.zero_grad()
 
 
 @healthy("fresh", "Goodfellow et al. 2015 (adversarial training by FGSM)", train=free_adversarial, loss_ratio=0.5)

@@ -140,7 +140,7 @@ def clip_learnt_temperature() -> Built:
     progress=("mean deviation of the log rate", lambda m: float(_rate_error(m)), "down"),
 )
 def counts_with_exposures() -> Built:
-    """The loss (without its constant) is about -500 and gradients are hundreds: their size is that of the counts."""
+    """The loss (without its constant) is about -250 and steep in the log rate: its size is that of the counts."""
     g, batches = data.gen(293), []
     for _ in range(200):
         x = torch.randn(100, 6, generator=g)
