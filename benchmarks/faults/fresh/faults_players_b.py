@@ -170,7 +170,7 @@ def wasserstein(limit: float | None):
     progress=("distance of the means", gap, "down"),
 )
 def critic_without_lipschitz_bound(fixed: bool = False) -> Built:
-    """Nothing keeps the critic from growing: its scores reach thousands and the generator's gradient grows with them."""
+    """Nothing keeps the critic from growing: its scores reach 200 and the generator's gradient is 200 times that of the twin."""
     g, model = data.gen(246), Critics()
     opt = {k: torch.optim.RMSprop(getattr(model, k).parameters(), lr=1e-2 if k == "C" else 5e-3) for k in "GC"}
     real = lambda: torch.tensor([3.0, -2.0]) + 0.3 * torch.randn(64, 2, generator=g)
