@@ -215,7 +215,7 @@ def scaled(unscale_first: bool):
     train=scaled(False),
     fixed_train=scaled(True),
 )
-def clipped_before_unscaling(fixed: bool = False) -> Built:
+def clipped_while_scaled(fixed: bool = False) -> Built:
     """The scaled gradient is clipped to 1 and then divided by 65536: SGD takes steps of 1e-6."""
     x, y = data.glyphs()
     model = named(conv=nn.Conv2d(1, 12, 3, 2, 1), act=nn.GELU(), flat=nn.Flatten(), fc1=nn.Linear(192, 32), act1=nn.GELU())
