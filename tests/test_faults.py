@@ -21,6 +21,8 @@ SICK = (
     "momentum_oscillation",
     "gan_forger_detached",
     "embedding_group_lr_1e_9",
+    "margin_of_the_wrong_sign",
+    "transformer_adam_rate_03",
 )
 """At least one of each kind."""
 
@@ -42,6 +44,8 @@ HEALTHY = (
     "microvolt_targets",
     "prices_of_1e5",
     "tasks_of_unequal_scale_weighted",
+    "convnext_layer_scale",
+    "counts_with_exposures",
 )
 """Those about which an earlier version, or a simpler one, cried wolf."""
 

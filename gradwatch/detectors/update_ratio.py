@@ -34,6 +34,10 @@ class UpdateRatio(FullRecords):
 
     Attributes:
         large: Ratio of one matrix. Healthy runs stay under 0.062, median 0.007; steps that are too large take 0.03 to 5.
+        grown: A matrix that has this many times its first size was replaced by steps that look small beside it only by now. In no
+            healthy run of the corpus whose loss has not fallen does a matrix grow to more than 2.6 times in 10 steps, or 5 in 30;
+            steps that are too large make it 10 and more.
+        fallen: Loss over the loss at the start, above which it counts as not fallen there.
         replace: Ratio of one matrix in a single step that replaced it, after which the loss is above its start.
         small: Ratio of every matrix. Healthy runs have one above 1.7e-3 (19 of 20), sick ones none above 1e-9; learning rates that
             are merely timid lie between.
@@ -48,6 +52,8 @@ class UpdateRatio(FullRecords):
     span: int = 20
     large: float = 0.1
     replace: float = 1.0
+    grown: float = 5.0
+    fallen: float = 0.95
     small: float = 1e-5
     worse: float = 1.15
     skip: int = 10
@@ -59,6 +65,9 @@ class UpdateRatio(FullRecords):
         ),
         "sick: every step replaces the weights": Example(
             {("a.weight", "parameter"): [1.0] * 48, ("a.weight", "update"): [0.5] * 48}, losses=[2.3] * 48
+        ),
+        "sick: the first steps have replaced the weights": Example(
+            {("a.weight", "parameter"): [0.1, *[2.0] * 47], ("a.weight", "update"): [2.0, *[0.01] * 47]}, losses=[2.3] * 48
         ),
         "sick: a learning rate of 1e-9": Example(
             {("a.weight", "parameter"): [1.0] * 48, ("a.weight", "update"): [1e-9] * 48}, losses=[2.3] * 48
@@ -77,6 +86,7 @@ class UpdateRatio(FullRecords):
         settled = (trends.seen[updates] > 1) & (record.step - history.first_step >= self.skip)
         with np.errstate(invalid="ignore"):  # a weight of exactly zero has no ratio
             ratio = trends.level[updates] - trends.level[weights]
+            growth = trends.level[weights] - trends.start[weights]
         # A weight that started at zero is all update for a while.
         ratio[(trends.start[weights] == -np.inf) & (ratio > np.log10(self.large))] = np.nan
         replaced = np.isfinite(ratio) & (ratio > np.log10(self.replace)) & (trends.losses.present > trends.losses.first)
@@ -86,7 +96,14 @@ class UpdateRatio(FullRecords):
         worst = int(np.argmax(np.where(np.isfinite(ratio), ratio, -np.inf)))
         value = float(10 ** ratio[worst])
         layer = names.owner(record.sites[pairs[worst][0]].layer)
-        if value > self.large:
+        large = value > self.large
+        grown = settled & (trends.start[weights] > -np.inf) & (growth > np.log10(self.grown))
+        if not large and grown.any() and trends.losses.present > trends.losses.times(self.fallen):
+            large, worst = True, int(np.argmax(np.where(grown, growth, -np.inf)))
+            value, times = float(10 ** ratio[worst]), 10 ** growth[worst]
+            layer = names.owner(record.sites[pairs[worst][0]].layer)
+            message = f"steps have made the weight of {layer} {times:.1f} times as large as it was, and the loss does not fall"
+        elif large:
             message = f"each step moves {layer} by {value:.0%} of its size, and the loss does not fall"
         elif (
             value < self.small and settled.all() and not trends.resting and trends.losses.present < trends.losses.times(self.worse)
@@ -102,7 +119,7 @@ class UpdateRatio(FullRecords):
             "warning",
             {"update_ratio": value},
             message,
-            LARGE if value > self.large else SMALL,
+            LARGE if large else SMALL,
         )
 
 

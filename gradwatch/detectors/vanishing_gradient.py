@@ -40,6 +40,8 @@ class VanishingGradient(Judgement):
         worse: Loss over the loss at the start above which the run is blowing up, and a small gradient is the least of it.
         stale: Steps since the last full record, beyond which a single one says nothing about an output: the default cadence.
         rise: A gradient that grew to this many times its usual level is waking up.
+        woken: So is an output's whose share of the last layer's has grown to this many times what it was at the start: a branch
+            that is scaled by 1e-6 (layer scale) gains four powers of ten in ten steps.
         confirm: 20 steps: the first steps of a net, until its last layer fits the mean, look alike in sick and healthy nets.
     """
 
@@ -49,6 +51,7 @@ class VanishingGradient(Judgement):
     worse: float = 2.0
     stale: int = 10
     rise: float = 2.0
+    woken: float = 10.0
 
     WIDER: ClassVar = {"share": 0.5, "outputs": 0.5}
     EXAMPLES: ClassVar = {
@@ -142,8 +145,10 @@ class VanishingGradient(Judgement):
             flowing &= trends.seen[trends.outputs] > 1
         if not flowing.any():
             return None
-        last = level[np.flatnonzero(flowing)[-1]]
-        starved = flowing & (level < last + np.log10(self.outputs)) & ~self._rises(trends, trends.outputs)
+        final = np.flatnonzero(flowing)[-1]
+        last, start = level[final], trends.start[trends.outputs]
+        woken = level - last > start - start[final] + np.log10(self.woken)
+        starved = flowing & (level < last + np.log10(self.outputs)) & ~self._rises(trends, trends.outputs) & ~woken
         if not starved.any():
             return None
         worst = int(np.argmin(np.where(starved, level, np.inf)))

@@ -67,6 +67,7 @@ class ZeroGradient(Judgement):
         "sick: behind a detached tensor": Example(
             {("a.weight", "parameter_grad"): [None] * 30, ("b.weight", "parameter_grad"): [1.0] * 30}
         ),
+        "sick: a loss of zero from the start": Example({("a.weight", "parameter_grad"): [0.0] * 30}, losses=[0.0] * 30),
         "sick: exactly zero": Example({("a.weight", "parameter_grad"): [0.0] * 30, ("b.weight", "parameter_grad"): [1.0] * 30}),
     }
 
@@ -109,7 +110,8 @@ class ZeroGradient(Judgement):
             )
 
     def _is_solved(self, trends: Trends) -> bool:
-        return bool(abs(trends.losses.present) <= self.solved * abs(trends.losses.first))
+        # A loss that was zero from the start left nothing to solve: there the program is at fault.
+        return bool(abs(trends.losses.present) <= self.solved * abs(trends.losses.first) != 0)
 
     @staticmethod
     def _weighty(history: History, cut: Flags) -> Flags:
