@@ -96,9 +96,9 @@ def page(results: list[tuple[int, score.CaseScore, list[score.Finding]]], seeds:
     if len(splits) > 1:
         lines += [
             "",
-            "Thresholds were set on `dev`. `more` and, later, `blind` were written by people who had not seen the detectors, and rules",
-            "were mended where they showed them wrong, so that their figures flatter a little too. A module that is not used before a",
-            "warm-up is over cannot be told from one that was forgotten.",
+            "Thresholds were set on `dev`. `more`, later `blind` and later still `fresh` were written by people who had not seen the",
+            "detectors, and rules were mended where they showed them wrong, so that their figures flatter a little too. A module that",
+            "is not used before a warm-up is over cannot be told from one that was forgotten.",
         ]
     lines += ["", "## By kind of fault", "", "| kind | needs | met | late | misplaced | missed |", "|---|---|---|---|---|---|"]
     by_kind: dict[str, list[score.CaseScore]] = defaultdict(list)
