@@ -66,7 +66,7 @@ class Parts(NamedTuple):
     zeros: bool
 
 
-SMALL = 4096
+SMALL = 16_384
 """Elements up to which copying a tensor now and measuring many together later, by ``of_rows``, costs less than the calls that
 measure one alone."""
 
