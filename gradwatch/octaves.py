@@ -46,12 +46,14 @@ def of_rows(x: Tensor) -> Tensor:
     narrow = x.float().contiguous()
     stored = narrow.view(torch.int32).bitwise_right_shift(23).bitwise_and_(_INFINITE)
     octave = (stored - (_BIAS + EXPONENTS.start)).clamp_(0, len(EXPONENTS) - 1)
-    octave.masked_fill_((narrow == 0) | (stored == _INFINITE), len(EXPONENTS))
+    # A float64 may be finite, or other than zero, where the float32 next to it is not.
+    infinite = ~x.isfinite() if x.dtype is torch.float64 else stored == _INFINITE
+    octave.masked_fill_((x == 0) | infinite, len(EXPONENTS))
     size = len(EXPONENTS) + 1
     place = octave + size * torch.arange(len(x), dtype=torch.int32, device=x.device)[:, None]
-    if x.device.type == "cpu":
+    if type(x) is Tensor and x.is_cpu:
         counts = torch.bincount(place.view(-1), minlength=size * len(x)).double()
-    else:  # `bincount` waits for the largest place
+    else:  # `bincount` waits for the largest place, which a fake tensor does not have
         counts = torch.zeros(size * len(x), dtype=torch.float64, device=x.device)
         counts.index_put_((place.view(-1).long(),), counts.new_ones(()), accumulate=True)
     return counts.view(len(x), size)[:, :-1]

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gradwatch
 from gradwatch import octaves
@@ -31,6 +32,15 @@ def test_what_is_zero_or_not_finite_lies_in_none_and_the_ends_hold_what_is_beyon
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_every_precision_is_counted(dtype):
     assert by_hand(torch.tensor([2.0**-14, 2.0**-10, 3.0], dtype=dtype)) == {-14: 1, -10: 1, 1: 1}
+
+
+def test_a_float64_beyond_float32_lies_at_an_end():
+    assert by_hand(torch.tensor([1e300, 1e-300, 0.0, torch.inf, torch.nan], dtype=torch.float64)) == {-48: 1, 15: 1}
+
+
+def test_a_fake_tensor_is_counted_without_being_read():
+    with FakeTensorMode():
+        assert octaves.count(torch.ones(5)).shape == (64,)
 
 
 @given(st.lists(st.floats(2.0**-47, 2.0**15, width=32), min_size=1, max_size=50))
