@@ -5,6 +5,7 @@ A record is one event of TensorBoard, with the values below. ``<schema>`` stands
 gradwatch/v1/<schema>/<column>    (sites,) float32, for every column of ``moments.COLUMNS``
 gradwatch/v1/<schema>/step        (7,) float64, in the order of ``STEP``
 gradwatch/v1/<schema>/ranks       (sites,) int32; only where several processes have recorded together
+gradwatch/v1/<schema>/histograms  (sites · octaves,) float32, site by site; only where they were asked for
 gradwatch/v1/<schema>/schema      JSON: the sites in order, ``columns``, ``step``, ``versions``; once for each schema and file
 gradwatch/v1/findings             JSON: findings that are new or final since the last such value; at most once a step
 
@@ -355,6 +356,6 @@ def _record(step: int, sites: tuple[Site, ...], tensors: dict[str, Any]) -> Reco
             rows[:, index] = make_ndarray(tensors[column])
     loss, told, skipped, backwards, full, clip, *later = make_ndarray(tensors["step"]).tolist()
     ranks = make_ndarray(tensors["ranks"]) if "ranks" in tensors else None
-    histograms = make_ndarray(tensors[HISTOGRAMS]).reshape(len(sites), -1) if HISTOGRAMS in tensors else None
+    histograms = make_ndarray(tensors[HISTOGRAMS]).reshape(len(sites), len(EXPONENTS)) if HISTOGRAMS in tensors else None
     record = Record(step, sites, rows, loss if told else None, bool(skipped), int(backwards), bool(full), clip, *later)
     return record if ranks is None and histograms is None else replace(record, ranks=ranks, histograms=histograms)

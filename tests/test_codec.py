@@ -226,6 +226,14 @@ def test_what_comes_later_is_described_as_well(tmp_path, extra):
     assert [getattr(record, next(iter(extra))) is None for record in codec.load(tmp_path)] == [True, False, False]
 
 
+def test_a_record_without_sites_is_loaded_with_its_histograms(tmp_path):
+    record = Record(0, (), np.empty((0, len(moments.COLUMNS)), np.float32), full=True, histograms=counts(0, 0))
+    writer = EventFileWriter(tmp_path)
+    writer.write_all([record])
+    writer.close()
+    assert list(codec.load(tmp_path)) == [record]
+
+
 def test_a_schema_is_named_after_its_sites():
     assert codec.Schema(FULL).root == codec.Schema(tuple(FULL)).root
     assert codec.Schema(FULL).root != codec.Schema(LIGHT).root
