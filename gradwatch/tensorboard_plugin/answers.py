@@ -17,7 +17,7 @@ from gradwatch.records import TENSORS, Finding
 from gradwatch.statistics import Values
 from gradwatch.tensorboard_plugin import cells, pooling, shown
 from gradwatch.tensorboard_plugin.pooling import Part
-from gradwatch.tensorboard_plugin.recorded import Layer, Run, Steps
+from gradwatch.tensorboard_plugin.recorded import Array, Layer, Run, Steps
 from gradwatch.tensorboard_plugin.shown import FIRST, SHOWN, Shown
 
 POINTS = 1000
@@ -107,20 +107,26 @@ def series(run: Run, layer: Layer) -> dict[str, Any]:
 
 def _histograms(run: Run, layer: Layer) -> list[dict[str, Any]]:
     """Of each tensor of a layer: steps, the first exponent of those in use, and shares of non-zero elements by octave."""
-    told = []
     names = {layer.name, *layer.parameters}
+    parts: dict[tuple[str, str], list[tuple[Steps, Array]]] = {}  # a tensor has several where the sites of the records changed
     for block in run.blocks:
         places = [place for place, site in enumerate(block.sites) if site.layer in names]
         steps, counts = block.histograms(places)
         for place, of_site in zip(places, counts.transpose(1, 0, 2), strict=True):
-            used = np.flatnonzero(np.nan_to_num(of_site).any(axis=0))
-            if not len(used):
-                continue
             seen = np.nan_to_num(of_site).any(axis=1)
-            shares = of_site[seen] / of_site[seen].sum(axis=1, keepdims=True)
-            about = {"tensor": block.sites[place].tensor, "name": block.sites[place].layer, "first": EXPONENTS[used[0]]}
-            cropped = np.round(shares[:, used[0] : used[-1] + 1].astype(np.float64), 4).tolist()
-            told.append(about | {"steps": steps[seen].tolist(), "shares": cropped})
+            if seen.any():
+                site = block.sites[place]
+                parts.setdefault((site.tensor, site.layer), []).append((steps[seen], of_site[seen]))
+    told = []
+    for (tensor, name), its in parts.items():
+        steps, counts = (np.concatenate(of) for of in zip(*its, strict=True))
+        order = np.argsort(steps)
+        shares = counts[order] / counts[order].sum(axis=1, keepdims=True)
+        used = np.flatnonzero(counts.any(axis=0))
+        cropped = np.round(shares[:, used[0] : used[-1] + 1].astype(np.float64), 4).tolist()
+        told.append(
+            {"tensor": tensor, "name": name, "first": EXPONENTS[used[0]], "steps": steps[order].tolist(), "shares": cropped}
+        )
     return sorted(told, key=lambda one: TENSORS.index(one["tensor"]))
 
 

@@ -241,3 +241,14 @@ def test_histograms_are_told_as_shares_of_the_octaves_in_use():
     assert [one["tensor"] for one in told][:2] == ["activation", "input_grad"]
     assert told[0] == {"tensor": "activation", "name": "fc", "first": -3, "steps": [0, 20], "shares": [[0.75, 0, 0.25]] * 2}
     assert answers.series(of_history(history([record(0, of)])), run.layers[0])["histograms"] == []
+
+
+def test_a_layer_that_joins_later_leaves_the_histograms_of_the_others_whole():
+    few, more = sites(["fc"]), sites(["fc", "head"])
+    counts = np.ones((len(more), len(EXPONENTS)), np.float32)
+    records = [record(step, of, histograms=counts[: len(of)]) for step, of in ((0, few), (10, more), (20, few))]
+    run = of_history(history(records))
+    fc = next(layer for layer in run.layers if layer.name == "fc")
+    told = answers.series(run, fc)["histograms"]
+    assert len({(one["tensor"], one["name"]) for one in told}) == len(told)
+    assert all(one["steps"] == [0, 10, 20] for one in told)
