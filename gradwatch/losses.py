@@ -94,6 +94,11 @@ class Losses:
         return len(self._firsts) == FIRST
 
     @property
+    def always_zero(self) -> bool:
+        """Whether there were losses, and none was anything but zero."""
+        return self._lowest == self._highest == 0
+
+    @property
     def stays_below(self) -> bool:
         """Whether the present loss is under a positive one at the start, and stays there as long as every new loss is."""
         newest = list(self._newest)[-PRESENT:]

@@ -147,7 +147,8 @@ class VanishingGradient(Judgement):
             return None
         final = np.flatnonzero(flowing)[-1]
         last, start = level[final], trends.start[trends.outputs]
-        woken = level - last > start - start[final] + np.log10(self.woken)
+        with np.errstate(invalid="ignore"):  # gradients of exactly zero at the start have no share of each other
+            woken = level - last > start - start[final] + np.log10(self.woken)
         starved = flowing & (level < last + np.log10(self.outputs)) & ~self._rises(trends, trends.outputs) & ~woken
         if not starved.any():
             return None

@@ -110,8 +110,8 @@ class ZeroGradient(Judgement):
             )
 
     def _is_solved(self, trends: Trends) -> bool:
-        # A loss that was zero from the start left nothing to solve: there the program is at fault.
-        return bool(abs(trends.losses.present) <= self.solved * abs(trends.losses.first) != 0)
+        # A loss that was never anything but zero left nothing to solve: there the program is at fault.
+        return bool(abs(trends.losses.present) <= self.solved * abs(trends.losses.first) and not trends.losses.always_zero)
 
     @staticmethod
     def _weighty(history: History, cut: Flags) -> Flags:

@@ -181,6 +181,39 @@ def test_a_gan_in_balance():
     assert [(finding.kind, finding.layer) for finding in watch.findings] == []
 
 
+def test_a_solved_perceptron_whose_first_samples_happened_to_be_right():
+    torch.manual_seed(1)
+    model = nn.Linear(5, 1)
+    weights = torch.randn(5)
+    x = torch.randn(2000, 5)
+    x = x[(x @ weights).abs() > 1.0][:400]
+
+    def batch(step, model):
+        return model(x[step]), (x[step] @ weights).sign()
+
+    def perceptron(score, label):
+        return nn.functional.relu(-label * score).mean()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    found = quiet(model, 400, batch, loss_fn=perceptron, optimizer=optimizer)
+    assert not any(kind == "zero_gradient" for kind, *_ in found)
+
+
+def test_outputs_without_a_gradient_in_the_first_record(caplog):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+
+    def batch(step, model):
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        return model(x)[:, 0], x[:, 0] * (step >= 3)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert quiet(model, 100, batch, loss_fn=nn.functional.mse_loss, optimizer=optimizer, every=1) == []
+    assert "failed" not in caplog.text
+
+
 def test_a_resumed_run():
     model = net()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
