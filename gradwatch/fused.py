@@ -61,16 +61,16 @@ def partial(tensor: Tensor, *, histogram: bool = False) -> Tensor:
 
     Returns:
         (parts, columns), float64: sum, sum of squares, min, max, zeros, non-finite elements of each part, and with a histogram a
-        column for each of ``octaves.EXPONENTS``. ``joined`` makes the tensor's own of them. A part with a NaN has min and max NaN.
+        column for each of ``octaves.COUNTED``. ``joined`` makes the tensor's own of them. A part with a NaN has min and max NaN.
     """
     from gradwatch.fused_kernel import moments
 
     size = tensor.numel()
     wanted = -(-size // (BLOCK * BLOCKS_A_PART))
     parts = min(PARTS, 1 << (wanted - 1).bit_length())  # powers of two: tensors with equally many are joined together
-    counted = len(octaves.EXPONENTS) if histogram else 0
+    counted = len(octaves.COUNTED) if histogram else 0
     out = torch.empty((parts, 6 + counted), dtype=torch.float64, device=tensor.device)
-    moments[(parts,)](tensor, out, size, parts, BLOCK=BLOCK, OCTAVES=counted, FIRST=octaves.EXPONENTS.start)
+    moments[(parts,)](tensor, out, size, parts, BLOCK=BLOCK, OCTAVES=counted, FIRST=octaves.COUNTED.start)
     return out
 
 

@@ -51,7 +51,7 @@ MOMENTS = 6
 
 Pieces = tuple[Part, ...]
 """The ``MOMENTS`` of one tensor, each a 0-dimensional tensor on its device, or all of them numbers; and last, where it was asked
-for, how many elements lie in each octave, (len(octaves.EXPONENTS),)."""
+for, how many elements lie in each octave, (len(octaves.COUNTED),)."""
 
 
 class Parts(NamedTuple):
@@ -181,7 +181,7 @@ def _zeros(x: Tensor) -> float:
 
 
 def _octaves(x: Tensor) -> Tensor:
-    """Elements in each octave, (len(octaves.EXPONENTS),)."""
+    """Elements in each octave, (len(octaves.COUNTED),)."""
     (looked_at,) = sample(x) if readable(x) else (x,)
     return octaves.count(looked_at) * (x.numel() / looked_at.numel())
 
@@ -218,14 +218,14 @@ def _all_zero(like: Tensor, count: int, histogram: bool) -> Pieces:
     """Moments of an empty tensor, or of a sparse one that stores nothing: ``count`` zeros."""
     zero = torch.zeros((), device=like.device)
     pieces = zero, zero, zero, zero, torch.full((), float(count), device=like.device), zero
-    return (*pieces, torch.zeros(len(octaves.EXPONENTS), dtype=torch.float64, device=like.device)) if histogram else pieces
+    return (*pieces, torch.zeros(len(octaves.COUNTED), dtype=torch.float64, device=like.device)) if histogram else pieces
 
 
 def table(pieces: Sequence[Pieces | Parts]) -> Tensor:
     """Joins what was measured of many tensors on one device, one row for each; numbers belong to main memory.
 
     Returns:
-        (tensors, MOMENTS), or (tensors, MOMENTS + len(octaves.EXPONENTS)) where the octaves of all of them were counted.
+        (tensors, MOMENTS), or (tensors, MOMENTS + len(octaves.COUNTED)) where the octaves of all of them were counted.
     """
     alone: list[Pieces] = []
     where: list[int] = []

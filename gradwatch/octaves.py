@@ -19,6 +19,10 @@ EXPONENTS = range(-48, 16)
 smaller, and the last one whatever is larger. float16 ends at 2**16, its normal numbers at 2**-14 and its smallest at 2**-24;
 bfloat16 has the range of float32, of which a gradient has rarely more than this in use."""
 
+COUNTED = range(EXPONENTS.start, 80)
+"""What is told apart while it is counted, of which ``narrowed`` makes that: a loss scaler lifts gradients by a factor of 2**16 and
+more, which is divided out when it is known."""
+
 _BIAS, _INFINITE = 127, 255  # of the exponent of a float32, IEEE 754: what is stored for 2**0, and for no finite number
 
 
@@ -26,10 +30,10 @@ def count(x: Tensor) -> Tensor:
     """Counts the elements in each octave, without waiting for the tensor's device.
 
     Args:
-        x: Real and dense, of any shape. float64 is counted as the float32 next to it.
+        x: Real and dense, of any shape.
 
     Returns:
-        (len(EXPONENTS),), float64, where the tensor is.
+        (len(COUNTED),), float64, where the tensor is.
     """
     return of_rows(x.reshape(1, -1))[0]
 
@@ -41,34 +45,44 @@ def of_rows(x: Tensor) -> Tensor:
         x: (rows, elements), as for ``count``.
 
     Returns:
-        (rows, len(EXPONENTS)), float64.
+        (rows, len(COUNTED)), float64.
     """
-    narrow = x.float().contiguous()
+    narrow = _narrow(x).contiguous()
     stored = narrow.view(torch.int32).bitwise_right_shift(23).bitwise_and_(_INFINITE)
-    octave = (stored - (_BIAS + EXPONENTS.start)).clamp_(0, len(EXPONENTS) - 1)
-    # A float64 may be finite, or other than zero, where the float32 next to it is not.
-    infinite = ~x.isfinite() if x.dtype is torch.float64 else stored == _INFINITE
-    octave.masked_fill_((x == 0) | infinite, len(EXPONENTS))
-    size = len(EXPONENTS) + 1
-    place = octave + size * torch.arange(len(x), dtype=torch.int32, device=x.device)[:, None]
+    size, rows = _INFINITE + 1, len(x)
+    if rows > 1:
+        stored += size * torch.arange(rows, dtype=torch.int32, device=x.device)[:, None]
     if type(x) is Tensor and x.is_cpu:
-        counts = torch.bincount(place.view(-1), minlength=size * len(x)).double()
+        counts = torch.bincount(stored.view(-1), minlength=size * rows).double().view(rows, size)
     else:  # `bincount` waits for the largest place, which a fake tensor does not have
-        counts = torch.zeros(size * len(x), dtype=torch.float64, device=x.device)
-        counts.index_put_((place.view(-1).long(),), counts.new_ones(()), accumulate=True)
-    return counts.view(len(x), size)[:, :-1]
+        counts = torch.zeros(size * rows, dtype=torch.float64, device=x.device)
+        counts = counts.index_put_((stored.view(-1).long(),), counts.new_ones(()), accumulate=True).view(rows, size)
+    zeros = torch.eq(narrow, 0, out=torch.empty_like(narrow)).sum(1, keepdim=True, dtype=torch.float64)
+    first, last = COUNTED.start + _BIAS, COUNTED.stop - 1 + _BIAS
+    smaller = counts[:, : first + 1].sum(1, keepdim=True) - zeros  # zeros are stored with the exponent of the smallest numbers
+    larger = counts[:, last:_INFINITE].sum(1, keepdim=True)
+    return torch.cat([smaller, counts[:, first + 1 : last], larger], 1)
+
+
+def _narrow(x: Tensor) -> Tensor:
+    """As float32; what is finite, or other than zero, in float64 stays so."""
+    if x.dtype is not torch.float64:
+        return x.float()
+    ends = torch.finfo(torch.float32)
+    narrow = torch.where(x.isfinite(), x.clamp(ends.min, ends.max), x).float()
+    return torch.where((narrow == 0) & (x != 0), ends.tiny, narrow)
 
 
 def added(counts: Counts, groups: Sequence[int] | npt.NDArray[np.intp], size: int) -> Counts:
     """Adds up the counts that share a group.
 
     Args:
-        counts: (rows, len(EXPONENTS)).
+        counts: (rows, octaves).
         groups: The group of each row, each in ``range(size)``.
         size: Number of groups.
 
     Returns:
-        (size, len(EXPONENTS)); NaN for a group of which no row, or not every row, was counted.
+        (size, octaves); NaN for a group of which no row, or not every row, was counted.
     """
     group = np.asarray(groups, np.intp)
     out = np.zeros((size, counts.shape[1]))
@@ -77,15 +91,19 @@ def added(counts: Counts, groups: Sequence[int] | npt.NDArray[np.intp], size: in
     return out
 
 
-def divided(counts: Counts, factor: float) -> Counts:
-    """The counts of the same elements divided by a factor, as exact as that is a power of two.
+def narrowed(counts: Counts, factor: float = 1.0) -> Counts:
+    """The counts of the same elements divided by a factor, told apart as far as records do.
 
     Args:
-        counts: (rows, len(EXPONENTS)).
-        factor: Positive.
+        counts: (rows, len(COUNTED)).
+        factor: Of a loss scaler, a power of two as a rule; else the octaves are moved by the nearest one.
+
+    Returns:
+        (rows, len(EXPONENTS)); NaN where the factor is not a positive number.
     """
-    by = int(np.clip(np.rint(np.log2(factor)), -len(EXPONENTS), len(EXPONENTS)))
-    place = np.clip(np.arange(len(EXPONENTS)) - by, 0, len(EXPONENTS) - 1)
-    out = np.zeros_like(counts)
+    if not 0 < factor < np.inf:
+        return np.full((len(counts), len(EXPONENTS)), np.nan)
+    place = np.clip(np.arange(len(COUNTED)) - round(np.log2(factor)), 0, len(EXPONENTS) - 1)
+    out = np.zeros((len(counts), len(EXPONENTS)))
     np.add.at(out.T, place, counts.T)
     return out

@@ -13,10 +13,17 @@ from gradwatch import octaves
 from gradwatch.moments import COUNT, NONFINITE
 
 
-def by_hand(numbers):
+def told(counts):
     """Exponents of the octaves that hold something → how many."""
-    counts = octaves.count(torch.as_tensor(numbers)).tolist()
     return {exponent: count for exponent, count in zip(octaves.EXPONENTS, counts, strict=True) if count}
+
+
+def counted(numbers, factor=1.0):
+    return octaves.narrowed(octaves.count(torch.as_tensor(numbers)).numpy()[None], factor)[0]
+
+
+def by_hand(numbers):
+    return told(counted(numbers))
 
 
 def test_an_octave_begins_at_a_power_of_two_and_a_sign_does_not_matter():
@@ -40,7 +47,7 @@ def test_a_float64_beyond_float32_lies_at_an_end():
 
 def test_a_fake_tensor_is_counted_without_being_read():
     with FakeTensorMode():
-        assert octaves.count(torch.ones(5)).shape == (64,)
+        assert octaves.count(torch.ones(5)).shape == (len(octaves.COUNTED),)
 
 
 @given(st.lists(st.floats(2.0**-47, 2.0**15, width=32), min_size=1, max_size=50))
@@ -54,14 +61,15 @@ def test_the_octave_is_the_floor_of_the_logarithm(numbers):
 
 def test_another_device_counts_the_same_without_being_asked_for_a_value():
     meta = octaves.count(torch.ones(5, device="meta"))  # it has no values, so nobody can have read one
-    assert (meta.device.type, meta.shape) == ("meta", (64,))
+    assert (meta.device.type, meta.shape) == ("meta", (len(octaves.COUNTED),))
 
 
-def test_a_factor_that_is_divided_out_moves_the_octaves():
-    numbers = torch.tensor([1e-3, 0.5, 3.0, 1e-14])
-    there = octaves.count(numbers * 1024).numpy()[None]
-    assert np.array_equal(octaves.divided(there, 1024.0)[0], octaves.count(numbers).numpy())
-    assert octaves.divided(there, 2.0**200).sum() == 4
+def test_the_factor_of_a_loss_scaler_moves_the_octaves():
+    numbers = torch.tensor([1e-3, 0.5, 3.0, 1e-14, 7e4])
+    for factor in (1024.0, 65536.0, 2.0**40):
+        assert told(counted(numbers * factor, factor)) == by_hand(numbers)
+    assert counted(numbers, 2.0**200).sum() == 5
+    assert np.isnan(counted(numbers, float("nan"))).all()
 
 
 def train(model, batches=2, *, micro=1, scaler=None, **settings):
@@ -92,7 +100,7 @@ def rows_of(record):
 
 def test_full_records_hold_them_where_they_were_asked_for():
     model = network()
-    before = octaves.count(model[0].weight.detach()).numpy()
+    before = counted(model[0].weight.detach())
     full, light = train(model, histograms=True).history
     assert light.histograms is None
     assert full.histograms.shape == (len(full.sites), len(octaves.EXPONENTS))
@@ -112,15 +120,13 @@ def test_the_canonical_neuron():
     with gradwatch.watch(neuron, optimizer, histograms=True) as watch:
         nn.BCELoss()(neuron(torch.tensor([[2.0, 1.0]])), torch.ones(1, 1)).backward()
         optimizer.step()
-    told = {}
-    for key, (_, counts) in rows_of(watch.history[0]).items():
-        told[key] = {exponent: count for exponent, count in zip(octaves.EXPONENTS, counts, strict=True) if count}
-    assert told["0", "activation"] == {}  # z = 0
-    assert told["1", "activation"] == {-1: 1}  # a = 0.5
-    assert told["1", "activation_grad"] == {1: 1}  # dL/da = -2
-    assert told["0", "activation_grad"] == {-1: 1}  # dL/dz = -0.5
-    assert told["0.weight", "parameter_grad"] == {0: 1, -1: 1}  # dL/dW = (-1, -0.5)
-    assert told["0.bias", "parameter_grad"] == {-1: 1}
+    found = {key: told(counts) for key, (_, counts) in rows_of(watch.history[0]).items()}
+    assert found["0", "activation"] == {}  # z = 0
+    assert found["1", "activation"] == {-1: 1}  # a = 0.5
+    assert found["1", "activation_grad"] == {1: 1}  # dL/da = -2
+    assert found["0", "activation_grad"] == {-1: 1}  # dL/dz = -0.5
+    assert found["0.weight", "parameter_grad"] == {0: 1, -1: 1}  # dL/dW = (-1, -0.5)
+    assert found["0.bias", "parameter_grad"] == {-1: 1}
 
 
 def test_micro_batches_add_up():
@@ -132,15 +138,31 @@ def test_micro_batches_add_up():
 
 def test_gradients_are_counted_without_the_factor_of_a_loss_scaler():
     plain = rows_of(train(network(), histograms=True).history[0])
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1000)
-    scaled = rows_of(train(network(), histograms=True, scaler=scaler).history[0])
-    for key in (("0", "activation_grad"), ("1", "input_grad"), ("2.weight", "parameter_grad")):
-        assert np.array_equal(plain[key][1], scaled[key][1])
+    for scale in (2.0**8, 2.0**16, 2.0**40):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+        scaled = rows_of(train(network(), histograms=True, scaler=scaler).history[0])
+        for key in (("0", "activation_grad"), ("1", "input_grad"), ("2.weight", "parameter_grad")):
+            assert np.array_equal(plain[key][1], scaled[key][1])
+
+
+def test_light_steps_count_nothing(monkeypatch):
+    table = nn.Embedding(10, 4, sparse=True)
+    optimizer = torch.optim.SparseAdam(table.parameters())
+    counts, count = [], octaves.count
+    monkeypatch.setattr(octaves, "count", lambda x: counts.append(x) or count(x))
+    with gradwatch.watch(table, optimizer, every=10, histograms=True):
+        for step in range(9):
+            optimizer.zero_grad()
+            table(torch.tensor([1, 1, 3])).sum().backward()
+            optimizer.step()
+            if step == 0:
+                of_a_full_record = len(counts)
+    assert len(counts) == of_a_full_record > 0
 
 
 def test_a_large_tensor_is_counted_in_a_sample():
     model = nn.Sequential(nn.Linear(6, 50_000), nn.Linear(50_000, 1))
-    exact = octaves.count(model[0].weight.detach()).numpy()
+    exact = counted(model[0].weight.detach())
     row, counts = rows_of(train(model, histograms=True).history[0])["0.weight", "parameter"]
     assert counts.sum() == pytest.approx(row[COUNT], rel=1e-6)
     assert np.abs(counts - exact).max() < 0.02 * row[COUNT]
@@ -153,7 +175,7 @@ def test_sparse_gradients_are_counted_as_the_dense_ones_that_they_stand_for():
         table(torch.tensor([1, 1, 3])).sum().backward()
         optimizer.step()
     counts = rows_of(watch.history[0])["weight", "parameter_grad"][1]
-    assert {exponent: count for exponent, count in zip(octaves.EXPONENTS, counts, strict=True) if count} == {0: 4, 1: 4}
+    assert told(counts) == {0: 4, 1: 4}
 
 
 def test_a_loop_that_never_steps_folds_them(monkeypatch):

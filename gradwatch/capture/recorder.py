@@ -77,7 +77,7 @@ class Recorder:
         self._optimizers, self._report = optimizers, fail
         self._cadence = Cadence(optimizers, every, first_step, budget)
         self.meter = None if budget is None else budget.meter
-        self._tape = Tape(histograms)
+        self._tape, self._histograms = Tape(), histograms
         self._passes = Passes(selection.owned)
         self._activations = Activations(selection.layers, selection.owners, self._tape, self._passes, fail, self.meter)
         self._parameters = Parameters(selection.holdings, selection.types, self._tape)
@@ -106,6 +106,7 @@ class Recorder:
         if not self._compared:  # else that was done with the gradients, and nobody but the optimizer has run since
             self._renew()
         self._compared = False
+        self._tape.histogram = self._histograms and self.full
         if not (self.full or self._hooked):
             return
         self._hooked = self.full or not self._activations.known

@@ -68,15 +68,16 @@ class Sealed:
     def record(self) -> Record:
         """Waits for the measurements and makes the record."""
         sites, rows = self.measured.rows()
-        scales, counts = self.measured.scalars("scale"), self.measured.octaves()
+        scales, counted = self.measured.scalars("scale"), self.measured.octaves()
+        counts = None if counted is None else octaves.narrowed(counted)
         if scales:
             scaled = [
                 site.tensor in ("activation_grad", "input_grad") or (site.tensor == "parameter_grad" and site.layer in self.scaled)
                 for site in sites
             ]
             rows[scaled, moments.MEAN : moments.MAX + 1] /= scales[-1]
-            if counts is not None:
-                counts[scaled] = octaves.divided(counts[scaled], scales[-1])
+            if counted is not None and counts is not None:
+                counts[scaled] = octaves.narrowed(counted[scaled], scales[-1])
         places = self.measured.places()
         if any(site.layer not in self.members.order for site in places):  # only what has arrived tells the order in a graph
             self.members = self.members._replace(order=self.put_compiled(places))

@@ -356,7 +356,7 @@ class Transfer:
         """How many elements lie in each octave, in the order of ``rows`` and after it; None where nobody has counted.
 
         Returns:
-            (sites, len(octaves.EXPONENTS)); NaN where it was not counted.
+            (sites, len(octaves.COUNTED)); NaN where it was not counted.
         """
         parts = [counts for *_, counts in self._folded if counts is not None]
         parts += [table.numpy()[:, moments.MOMENTS :] for *_, table in self._tables if table.shape[1] > moments.MOMENTS]
@@ -364,7 +364,7 @@ class Transfer:
             return None
         rest = sum(len(norm_sites) for norm_sites, *_ in self._norms)
         rest += sum(site is not None for pairs, _ in self._sums for pair in pairs for site in pair)
-        return np.concatenate([*parts, np.full((rest, len(octaves.EXPONENTS)), np.nan)])
+        return np.concatenate([*parts, np.full((rest, len(octaves.COUNTED)), np.nan)])
 
     def notes(self) -> tuple[list[Site], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
         """The shares that were noted: sites, possibly several times, columns and shares. Call it after ``rows``."""
