@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from gradwatch.detectors.base import Example, Judgement
 from gradwatch.history import History
-from gradwatch.losses import FIRST, MEDIAN, PRESENT, STRETCH, WORSE
+from gradwatch.losses import FIRST, MEDIAN, PRESENT, STRETCH, WORSE, median
 from gradwatch.records import Finding
 
 ADVICE = (
@@ -32,8 +32,8 @@ class LossStagnant(Judgement):
             make the 7 % of ``start`` in the 90 steps that are waited for.
         sure: Standard errors by which a loss must be below another to be called lower.
         definite: Variance of the last layer's output over the loss, above which the net says something and is not at a loss: a run
-            that is resumed at its noise floor does not fall either, but its outputs differ from input to input, by more than what
-            is left to explain. Fresh nets that learn nothing lie under 0.75 in the corpus, the resumed one above 2.6.
+            that is resumed at its noise floor does not fall either, but its outputs differ from input to input: a quarter explained
+            of what there was.
         scatter: Spread of the losses of a stretch over the loss at the start, above which they tell nothing.
         level: The same for a loss below zero, which has no zero that a fall could be a share of: the flat ones of the corpus
             scatter by less, and a likelihood of large counts by a tenth and more.
@@ -44,7 +44,7 @@ class LossStagnant(Judgement):
     start: float = 0.93
     progress: float = 0.02
     sure: float = 2.0
-    definite: float = 1.0
+    definite: float = 0.3
     scatter: float = 0.5
     level: float = 0.05
 
@@ -82,9 +82,10 @@ class LossStagnant(Judgement):
         error = MEDIAN * spread * (2 / STRETCH) ** 0.5
         falling = losses.times(WORSE) > outset.level > now.level + max(self.progress * scale, error)  # from a spike all fall
         falling |= before.level - now.level > max(self.progress * scale, self.sure * error)
-        # Where it has begun to fall, the newest losses show it long before a whole stretch of them does.
-        newest = MEDIAN * spread * (1 / PRESENT + 1 / STRETCH) ** 0.5
-        falling |= before.level - losses.present > max(self.progress * scale, 1.5 * self.sure * newest)
+        # Where it has begun to fall, the newest losses show it long before a whole stretch of them does; but not such as recur.
+        lowest = min(median(before.losses[start : start + PRESENT]) for start in range(0, STRETCH, PRESENT))
+        newest = MEDIAN * spread * (2 / PRESENT) ** 0.5
+        falling |= lowest - losses.present > max(self.progress * scale, self.sure * newest)
         if spread > (self.scatter if losses.first > 0 else self.level) * scale or fallen or falling:
             return
         yield Finding(

@@ -6,6 +6,7 @@ learns, whatever its ratios are; fine-tuning with a small learning rate (the los
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +17,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, FullRecords
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import Counts, Sites, matrix_updates, per_sites
+from gradwatch.trends import Counts, Sites, Values, matrix_updates, per_sites
 
 LARGE = (
     "Lower the learning rate (of this layer's parameter group, if it has its own): about 1e-3 per step is usual (Karpathy's rule "
@@ -38,6 +39,8 @@ class UpdateRatio(FullRecords):
             healthy run of the corpus whose loss has not fallen does a matrix grow to more than 2.6 times in 10 steps, or 5 in 30;
             steps that are too large make it 10 and more.
         fallen: Loss over the loss at the start, above which it counts as not fallen there.
+        faint: rms at the start, in units of 1/√inputs, under which a weight has to grow: PyTorch's default has 0.58, and a head
+            that starts near zero is an ordinary recipe.
         replace: Ratio of one matrix in a single step that replaced it, after which the loss is above its start.
         small: Ratio of every matrix. Healthy runs have one above 1.7e-3 (19 of 20), sick ones none above 1e-9; learning rates that
             are merely timid lie between.
@@ -54,6 +57,7 @@ class UpdateRatio(FullRecords):
     replace: float = 1.0
     grown: float = 5.0
     fallen: float = 0.95
+    faint: float = 0.2
     small: float = 1e-5
     worse: float = 1.15
     skip: int = 10
@@ -97,7 +101,8 @@ class UpdateRatio(FullRecords):
         value = float(10 ** ratio[worst])
         layer = names.owner(record.sites[pairs[worst][0]].layer)
         large = value > self.large
-        grown = settled & (trends.start[weights] > -np.inf) & (growth > np.log10(self.grown))
+        meant = trends.start[weights] > np.log10(self.faint) - _inputs(record.sites) / 2
+        grown = settled & meant & (growth > np.log10(self.grown))
         if not large and grown.any() and trends.losses.present > trends.losses.times(self.fallen):
             large, worst = True, int(np.argmax(np.where(grown, growth, -np.inf)))
             value, times = float(10 ** ratio[worst]), 10 ** growth[worst]
@@ -128,3 +133,9 @@ def _pairs(sites: Sites) -> Counts:
     """(update, weight) of each matrix that is no table, of which a step moves few rows, by position: (matrices, 2)."""
     pairs = matrix_updates(sites)
     return pairs[["Embedding" not in sites[index].type for index in pairs[:, 0]]]
+
+
+@per_sites
+def _inputs(sites: Sites) -> Values:
+    """log10 of the inputs of a unit of each matrix, (matrices,)."""
+    return np.log10([max(1, math.prod(sites[index].shape[1:])) for index in _pairs(sites)[:, 1]])

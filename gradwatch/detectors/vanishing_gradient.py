@@ -18,7 +18,7 @@ from gradwatch import names
 from gradwatch.detectors.base import Example, Judgement, geometric
 from gradwatch.history import History
 from gradwatch.records import Finding
-from gradwatch.trends import Counts, Flags, Trends, matrices
+from gradwatch.trends import RECENT, Counts, Flags, Trends, matrices
 
 ADVICE = (
     "Every activation on the way multiplies the gradient by its derivative, for a sigmoid at most 1/4. Use an activation of the "
@@ -40,8 +40,8 @@ class VanishingGradient(Judgement):
         worse: Loss over the loss at the start above which the run is blowing up, and a small gradient is the least of it.
         stale: Steps since the last full record, beyond which a single one says nothing about an output: the default cadence.
         rise: A gradient that grew to this many times its usual level is waking up.
-        woken: So is an output's whose share of the last layer's has grown to this many times what it was at the start: a branch
-            that is scaled by 1e-6 (layer scale) gains four powers of ten in ten steps.
+        woken: So is an output's, in the first full records, whose share of the last layer's has grown to this many times what it
+            was at the start: a branch that is scaled by 1e-6 (layer scale) gains four powers of ten in ten steps.
         confirm: 20 steps: the first steps of a net, until its last layer fits the mean, look alike in sick and healthy nets.
     """
 
@@ -148,7 +148,7 @@ class VanishingGradient(Judgement):
         final = np.flatnonzero(flowing)[-1]
         last, start = level[final], trends.start[trends.outputs]
         with np.errstate(invalid="ignore"):  # gradients of exactly zero at the start have no share of each other
-            woken = level - last > start - start[final] + np.log10(self.woken)
+            woken = (level - last > start - start[final] + np.log10(self.woken)) & (trends.seen[trends.outputs] <= RECENT)
         starved = flowing & (level < last + np.log10(self.outputs)) & ~self._rises(trends, trends.outputs) & ~woken
         if not starved.any():
             return None

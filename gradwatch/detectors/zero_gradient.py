@@ -32,6 +32,10 @@ DEAD = (
     "units alive (He et al. 2015; Lu et al. 2019, 'Dying ReLU and initialization'). In float16 whatever is under 6e-8 is zero: "
     "scale the loss (torch.amp.GradScaler; Micikevicius et al. 2018)."
 )
+BLANK = (
+    "The loss has been exactly zero from the start. Where that is no solved problem, and no reward that is yet to come, look at "
+    "the loss: the sign of a margin, a weight of zero, a mask that hides everything."
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class ZeroGradient(Judgement):
             a layer like it (``experts.3`` is like ``experts.7``), has rested before: twice is within the scatter of random use.
         routed: Steps that such a parameter may stay silent in any case.
         rest: Steps that any other one that once got gradients may.
+        blank: Steps that a loss may be exactly zero from the start: a reward may be yet to come, or a term switched on later.
         solved: Share of the first loss under which a zero gradient means that nothing is left to learn.
     """
 
@@ -52,6 +57,7 @@ class ZeroGradient(Judgement):
     patience: float = 10.0
     routed: int = 500
     rest: int = 100
+    blank: int = 50
     solved: float = 1e-3
 
     per_layer: ClassVar[bool] = True
@@ -67,7 +73,7 @@ class ZeroGradient(Judgement):
         "sick: behind a detached tensor": Example(
             {("a.weight", "parameter_grad"): [None] * 30, ("b.weight", "parameter_grad"): [1.0] * 30}
         ),
-        "sick: a loss of zero from the start": Example({("a.weight", "parameter_grad"): [0.0] * 30}, losses=[0.0] * 30),
+        "sick: a loss of zero from the start": Example({("a.weight", "parameter_grad"): [0.0] * 80}, losses=[0.0] * 80),
         "sick: exactly zero": Example({("a.weight", "parameter_grad"): [0.0] * 30, ("b.weight", "parameter_grad"): [1.0] * 30}),
     }
 
@@ -103,15 +109,16 @@ class ZeroGradient(Judgement):
                 layer,
                 record.step,
                 record.step,
-                "critical",
+                "warning" if trends.losses.always_zero else "critical",
                 {"steps": steps, "gradient": float("nan") if missing else 0.0},
                 f"the gradient of {site.layer} {'is None' if missing else 'is exactly zero'}, step after step",
-                CUT if missing else DEAD,
+                BLANK if trends.losses.always_zero else CUT if missing else DEAD,
             )
 
     def _is_solved(self, trends: Trends) -> bool:
-        # A loss that was never anything but zero left nothing to solve: there the program is at fault.
-        return bool(abs(trends.losses.present) <= self.solved * abs(trends.losses.first) and not trends.losses.always_zero)
+        if trends.losses.always_zero:  # that left nothing to solve: if it goes on, the program is at fault
+            return int(trends.silent.max(initial=0)) <= self.blank
+        return bool(abs(trends.losses.present) <= self.solved * abs(trends.losses.first))
 
     @staticmethod
     def _weighty(history: History, cut: Flags) -> Flags:

@@ -199,6 +199,32 @@ def test_a_solved_perceptron_whose_first_samples_happened_to_be_right():
     assert not any(kind == "zero_gradient" for kind, *_ in found)
 
 
+def test_a_loss_that_is_switched_on_later():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 4))
+    x = torch.randn(64, 4)
+
+    def batch(step, model):
+        return model(x) * min(1, max(0, (step - 30) / 100)), x * min(1, max(0, (step - 30) / 100))
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    assert quiet(model, 200, batch, loss_fn=nn.functional.mse_loss, optimizer=optimizer) == []
+
+
+def test_a_head_that_starts_near_zero():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 100))
+    nn.init.normal_(model[2].weight, std=1e-3)
+    centres = torch.randn(100, 20)
+
+    def batch(step, model):
+        labels = torch.randint(100, (64,), generator=torch.Generator().manual_seed(step))
+        return model(centres[labels] + torch.randn(64, 20)), labels
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    assert quiet(model, 100, batch, loss_fn=nn.functional.cross_entropy, optimizer=optimizer) == []
+
+
 def test_outputs_without_a_gradient_in_the_first_record(caplog):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
