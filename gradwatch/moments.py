@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradwatch import fused, octaves
 
@@ -225,7 +225,7 @@ def table(pieces: Sequence[Pieces | Parts]) -> Tensor:
     """Joins what was measured of many tensors on one device, one row for each; numbers belong to main memory.
 
     Returns:
-        (tensors, MOMENTS), or (tensors, MOMENTS + len(octaves.COUNTED)) where the octaves of all of them were counted.
+        (tensors, MOMENTS), or (tensors, MOMENTS + len(octaves.COUNTED)) where the octaves of any were counted; NaN for the others.
     """
     alone: list[Pieces] = []
     where: list[int] = []
@@ -243,7 +243,8 @@ def table(pieces: Sequence[Pieces | Parts]) -> Tensor:
     for (_, zeros), group in alike.items():
         where += [index for index, _ in group]
         parts.append(_joined([values for _, values in group], zeros))
-    together = torch.cat(parts)
+    widest = max(part.shape[1] for part in parts)
+    together = torch.cat([nn.functional.pad(part, (0, widest - part.shape[1]), value=math.nan) for part in parts])
     # Back in order through the inverse permutation: an index that lies on the host would make a device wait for it.
     order = torch.tensor(where).argsort()
     return together[order if together.device.type == "cpu" else order.pin_memory().to(together.device, non_blocking=True)]
@@ -255,8 +256,11 @@ def _stacked(rows: list[Pieces]) -> Tensor:
         joined = torch.stack(tensors).view(-1, MOMENTS)
     else:
         joined = torch.tensor([[float(part) for part in row[:MOMENTS]] for row in rows], dtype=torch.float64)
-    counted = [part for row in rows for part in row[MOMENTS:] if isinstance(part, Tensor)]
-    return torch.cat([joined.double(), torch.stack(counted)], 1) if counted else joined
+    if all(len(row) == MOMENTS for row in rows):
+        return joined
+    uncounted = torch.full((len(octaves.COUNTED),), math.nan, dtype=torch.float64, device=joined.device)
+    counted = [torch.as_tensor(row[MOMENTS]) if len(row) > MOMENTS else uncounted for row in rows]
+    return torch.cat([joined.double(), torch.stack(counted)], 1)
 
 
 def _joined(parts: list[Tensor], zeros: bool) -> Tensor:

@@ -10,7 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gradwatch
 from gradwatch import octaves
+from gradwatch.capture.transfer import Tape
 from gradwatch.moments import COUNT, NONFINITE
+from gradwatch.records import Site
 
 
 def told(counts):
@@ -188,6 +190,22 @@ def test_a_loop_that_never_steps_folds_them(monkeypatch):
         optimizer.step()
     row, counts = rows_of(watch.history[0])["model", "activation"]
     assert row[COUNT] == counts.sum() == 30 * 8
+
+
+def test_tensors_that_were_counted_beside_such_as_were_not():
+    """Two optimizers whose gradients are clipped together: some are read in a light step and belong to a full one."""
+    site, other = Site("a", "activation"), Site("b", "activation")
+    tape, kept = Tape(histogram=True), Tape()
+    tape.add(site, torch.full((20_000,), 2.0))
+    kept.add(other, torch.full((20_000,), 2.0))
+    tape.absorb(kept)
+    measured = tape.take()
+    sites, rows = measured.rows()
+    counts = octaves.narrowed(measured.octaves())
+    assert sites == [site, other]
+    assert rows[:, COUNT].tolist() == [20_000, 20_000]
+    assert told(counts[0]) == {1: 20_000}
+    assert np.isnan(counts[1]).all()
 
 
 def test_they_are_loaded_as_they_were_recorded(tmp_path):

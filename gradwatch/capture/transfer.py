@@ -341,7 +341,8 @@ class Transfer:
         if self._tables:
             counts = [count for _, counts, _ in self._tables for count in counts]
             sites += itertools.chain.from_iterable(table_sites for table_sites, *_ in self._tables)
-            parts.append(moments.rows(counts, np.concatenate([table.numpy() for *_, table in self._tables])))
+            tables = [table.numpy()[:, : moments.MOMENTS] for *_, table in self._tables]
+            parts.append(moments.rows(counts, np.concatenate(tables)))
         for norm_sites, norm_counts, norms in self._norms:
             sites += norm_sites
             parts.append(moments.norm_rows(norm_counts, np.asarray(norms, np.float64)))
@@ -358,13 +359,16 @@ class Transfer:
         Returns:
             (sites, len(octaves.COUNTED)); NaN where it was not counted.
         """
-        parts = [counts for *_, counts in self._folded if counts is not None]
-        parts += [table.numpy()[:, moments.MOMENTS :] for *_, table in self._tables if table.shape[1] > moments.MOMENTS]
-        if not parts:
+        known: list[tuple[int, Counts | None]] = [(len(rows), counts) for _, rows, counts in self._folded]
+        for sites, _, table in self._tables:
+            counted = table.shape[1] > moments.MOMENTS
+            known.append((len(sites), table.numpy()[:, moments.MOMENTS :] if counted else None))
+        if all(counts is None for _, counts in known):
             return None
-        rest = sum(len(norm_sites) for norm_sites, *_ in self._norms)
-        rest += sum(site is not None for pairs, _ in self._sums for pair in pairs for site in pair)
-        return np.concatenate([*parts, np.full((rest, len(octaves.COUNTED)), np.nan)])
+        known += [(len(sites), None) for sites, *_ in self._norms]
+        known += [(sum(site is not None for pair in pairs for site in pair), None) for pairs, _ in self._sums]
+        size = len(octaves.COUNTED)
+        return np.concatenate([np.full((rows, size), np.nan) if counts is None else counts for rows, counts in known])
 
     def notes(self) -> tuple[list[Site], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
         """The shares that were noted: sites, possibly several times, columns and shares. Call it after ``rows``."""
