@@ -39,9 +39,7 @@ def chosen(
     Raises:
         InvalidSetting: One of them, or the criterion or the scaler, has no meaning.
     """
-    _check(every, loss_fn, on_finding, scaler, budget)
-    if not isinstance(histograms, bool):
-        raise InvalidSetting(f"histograms={histograms!r}; give True to count magnitudes by octaves in full records, else False")
+    _check(every, loss_fn, on_finding, scaler, budget, histograms)
     return {
         "every": every,
         "budget": budget,
@@ -53,7 +51,7 @@ def chosen(
     }
 
 
-def _check(every: int, loss_fn: object, on_finding: object, scaler: Any, budget: float | None) -> None:
+def _check(every: int, loss_fn: object, on_finding: object, scaler: Any, budget: float | None, histograms: object) -> None:
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise InvalidSetting(f"every={every!r} is no cadence; give the optimizer steps between full records, at least 1")
     if budget is not None and not (isinstance(budget, Real) and 0 < budget < 1):
@@ -66,6 +64,8 @@ def _check(every: int, loss_fn: object, on_finding: object, scaler: Any, budget:
         raise InvalidSetting(f"scaler is a {type(scaler).__name__}; give the torch.amp.GradScaler that scales the loss")
     if not callable(on_finding) and on_finding not in ("log", "warn", "raise"):
         raise InvalidSetting(f"on_finding={on_finding!r}; give 'log', 'warn', 'raise' or a function of the finding")
+    if not isinstance(histograms, bool):
+        raise InvalidSetting(f"histograms={histograms!r}; give True to count magnitudes by octaves in full records, else False")
 
 
 def check_model(model: object) -> None:

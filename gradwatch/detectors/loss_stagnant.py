@@ -82,11 +82,12 @@ class LossStagnant(Judgement):
         error = MEDIAN * spread * (2 / STRETCH) ** 0.5
         falling = losses.times(WORSE) > outset.level > now.level + max(self.progress * scale, error)  # from a spike all fall
         falling |= before.level - now.level > max(self.progress * scale, self.sure * error)
+        if spread > (self.scatter if losses.first > 0 else self.level) * scale or fallen or falling:
+            return
         # Where it has begun to fall, the newest losses show it long before a whole stretch of them does; but not such as recur.
         lowest = min(median(before.losses[start : start + PRESENT]) for start in range(0, STRETCH, PRESENT))
         newest = MEDIAN * spread * (2 / PRESENT) ** 0.5
-        falling |= lowest - losses.present > max(self.progress * scale, self.sure * newest)
-        if spread > (self.scatter if losses.first > 0 else self.level) * scale or fallen or falling:
+        if lowest - losses.present > max(self.progress * scale, self.sure * newest):
             return
         yield Finding(
             "loss_stagnant",

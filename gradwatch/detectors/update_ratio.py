@@ -98,15 +98,16 @@ class UpdateRatio(FullRecords):
         if not np.isfinite(ratio).any():
             return
         worst = int(np.argmax(np.where(np.isfinite(ratio), ratio, -np.inf)))
-        value = float(10 ** ratio[worst])
-        layer = names.owner(record.sites[pairs[worst][0]].layer)
-        large = value > self.large
+        large = float(10 ** ratio[worst]) > self.large
         meant = trends.start[weights] > np.log10(self.faint) - _inputs(record.sites) / 2
         grown = settled & meant & (growth > np.log10(self.grown))
-        if not large and grown.any() and trends.losses.present > trends.losses.times(self.fallen):
-            large, worst = True, int(np.argmax(np.where(grown, growth, -np.inf)))
-            value, times = float(10 ** ratio[worst]), 10 ** growth[worst]
-            layer = names.owner(record.sites[pairs[worst][0]].layer)
+        replaced_early = not large and grown.any() and trends.losses.present > trends.losses.times(self.fallen)
+        if replaced_early:
+            worst = int(np.argmax(np.where(grown, growth, -np.inf)))
+        value = float(10 ** ratio[worst])
+        layer = names.owner(record.sites[pairs[worst][0]].layer)
+        if replaced_early:
+            times = 10 ** growth[worst]
             message = f"steps have made the weight of {layer} {times:.1f} times as large as it was, and the loss does not fall"
         elif large:
             message = f"each step moves {layer} by {value:.0%} of its size, and the loss does not fall"
@@ -124,7 +125,7 @@ class UpdateRatio(FullRecords):
             "warning",
             {"update_ratio": value},
             message,
-            LARGE if large else SMALL,
+            LARGE if large or replaced_early else SMALL,
         )
 
 

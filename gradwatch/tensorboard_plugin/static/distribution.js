@@ -2,6 +2,11 @@
 import { Axis } from "./chart.js";
 import { colorAt, css } from "./colors.js";
 
+/** The largest share in a histogram. */
+export function most({ shares }) {
+  return Math.max(...shares.flat());
+}
+
 /**
  * Draws a histogram.
  *
@@ -9,10 +14,11 @@ import { colorAt, css } from "./colors.js";
  * @param steps axis.Steps of the window
  * @param box left, right and bottom, in pixels
  */
-export function drawDistribution(ctx, { steps: recorded, first, shares }, steps, { left, right, bottom: end }, { ink, theme }) {
+export function drawDistribution(ctx, histogram, steps, { left, right, bottom: end }, { ink, theme }) {
+  const { steps: recorded, first, shares } = histogram;
   const axis = new Axis("log", [2 ** first, 2 ** (first + shares[0].length)], 0, end);
   axis.draw(ctx, left, right, ink);
-  const most = Math.max(...shares.flat());
+  const brightest = most(histogram);
   recorded.forEach((step, at) => {
     // As wide as half the way to its neighbours: records between them were not counted, or not read.
     const from = Math.max(steps.from, at ? (recorded[at - 1] + step) / 2 : step - 0.5);
@@ -22,7 +28,7 @@ export function drawDistribution(ctx, { steps: recorded, first, shares }, steps,
     const wide = Math.max(1, steps.center(to) - steps.center(from)) + 0.5; // no gap where two meet within a pixel
     shares[at].forEach((share, octave) => {
       if (!share) return;
-      ctx.fillStyle = css(colorAt(share / most, "viridis", theme));
+      ctx.fillStyle = css(colorAt(share / brightest, "viridis", theme));
       const [top, bottom] = [axis.y(2 ** (first + octave + 1)), axis.y(2 ** (first + octave))];
       ctx.fillRect(x, top, wide, bottom - top + 0.5);
     });

@@ -1,9 +1,9 @@
 // One layer over the steps: what comes forward, what comes back, and what reaches its parameters.
 import { Axis, drawLine } from "./chart.js";
 import { lineColors } from "./colors.js";
+import { drawDistribution, most } from "./distribution.js";
 import { context, el, put, shown } from "./dom.js";
 import { FLAG, cellText, span } from "./format.js";
-import { drawDistribution } from "./distribution.js";
 import { badge } from "./markers.js";
 
 const HEIGHT = 92;
@@ -40,8 +40,8 @@ function distributed(one, layer) {
   return `Magnitudes in ${label({ ...one, statistic: "rms" }, layer)}`;
 }
 
-function percent({ shares }) {
-  return `${Math.round(100 * Math.max(...shares.flat()))} %`;
+function brightest(one) {
+  return `bright is up to ${Math.round(100 * most(one))} % of the elements that are not zero`;
 }
 
 export class Series {
@@ -73,23 +73,16 @@ export class Series {
       const lines = series.series.filter((one) => kind.of(one) && one.flags.some((flag) => flag !== FLAG.none));
       const told = kind.telling ? lines.filter((one) => one.values.some((value) => value > 0)) : lines;
       if (!told.length) continue;
-      const canvas = el("canvas", { class: "gw-chart", role: "img" });
       const swatches = told.map(() => el("i", { class: "gw-swatch" }));
       const values = told.map(() => el("b"));
       const chip = (one, at) =>
         el("span", { class: "gw-chip" }, swatches[at], el("span", { text: `${label(one, series.name)} ` }), values[at]);
       const chips = el("span", { class: "gw-chips" }, ...told.map(chip));
-      const panel = { ...kind, lines: told, canvas, chips, swatches, values };
-      canvas.addEventListener("pointermove", (event) => this.#hover(event));
-      canvas.addEventListener("pointerdown", (event) => this.#pick(event));
-      this.panels.push(panel);
+      this.panels.push({ ...kind, lines: told, canvas: this.#canvas(), chips, swatches, values });
     }
     for (const one of series.histograms ?? []) {
-      const canvas = el("canvas", { class: "gw-chart", role: "img" });
-      const chips = el("span", { class: "gw-chips" }, el("span", { class: "gw-chip", text: `bright is up to ${percent(one)} of the elements that are not zero` }));
-      canvas.addEventListener("pointermove", (event) => this.#hover(event));
-      canvas.addEventListener("pointerdown", (event) => this.#pick(event));
-      this.panels.push({ title: distributed(one, series.name), histogram: one, lines: [], canvas, chips });
+      const chips = el("span", { class: "gw-chips" }, el("span", { class: "gw-chip", text: brightest(one) }));
+      this.panels.push({ title: distributed(one, series.name), histogram: one, canvas: this.#canvas(), chips });
     }
     const blocks = this.panels.map((panel) =>
       el(
@@ -101,6 +94,11 @@ export class Series {
     );
     const empty = el("p", { class: "gw-hint", text: "Nothing was recorded of this layer." });
     this.element.replaceChildren(...(blocks.length ? blocks : [empty]));
+  }
+
+  #canvas() {
+    const on = { pointermove: (event) => this.#hover(event), pointerdown: (event) => this.#pick(event) };
+    return el("canvas", { class: "gw-chart", role: "img", on });
   }
 
   #draw(panel, width, last) {
